@@ -1,0 +1,310 @@
+"""Measures remoter against its peers in one run and prints a markdown table of ratios.
+
+    python bench/run.py            all of it, a few minutes
+    python bench/run.py trip help  only those
+
+Every figure is a median over interleaved rounds: peer, remoter, peer, remoter. On a shared
+machine only the ratios mean something.
+"""
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from peers import CurvePing, Ipykernel, Remoter, Rpyc, cpu_seconds, resident_peak
+
+ROWS = []
+
+
+def row(what, value, against, ratio, wanted):
+    ROWS.append((what, value, against, ratio, wanted))
+    print(f"| {what} | {value} | {against} | {ratio} | {wanted} |", flush=True)
+
+
+def milliseconds(seconds):
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def timed(function, count):
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def interleaved(peers, count=100, rounds=5):
+    """The median over the rounds of each peer's median time of `1+1`."""
+    medians = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, peer in peers.items():
+            medians[name].append(timed(lambda peer=peer: peer.run("1+1"), count))
+    return {name: statistics.median(values) for name, values in medians.items()}
+
+
+def trip():
+    peers = {
+        "curve": CurvePing(),
+        "ipykernel": Ipykernel(),
+        "rpyc": Rpyc(),
+        "ipython": Remoter("ipython"),
+        "plain": Remoter("plain"),
+        "tcp": Remoter("plain", "tcp"),
+        "relay": Remoter("plain", "relay"),
+    }
+    try:
+        found = interleaved(peers)
+    finally:
+        for peer in peers.values():
+            peer.close()
+    kernel, ping = found["ipykernel"], found["curve"]
+    row(
+        "`1+1`, IPython worker",
+        milliseconds(found["ipython"]),
+        f"ipykernel {milliseconds(kernel)}",
+        f"{found['ipython'] / kernel:.2f} x",
+        "0.35, aim 0.15",
+    )
+    row(
+        "`1+1`, plain worker, unix socket",
+        milliseconds(found["plain"]),
+        f"CURVE ping {milliseconds(ping)}",
+        f"{found['plain'] / ping:.1f} x",
+        "aim 8",
+    )
+    row(
+        "`1+1`, plain worker, TCP port",
+        milliseconds(found["tcp"]),
+        f"CURVE ping {milliseconds(ping)}",
+        f"{found['tcp'] / ping:.1f} x",
+        "",
+    )
+    row(
+        "`1+1`, plain worker, through a relay",
+        milliseconds(found["relay"]),
+        f"TCP port {milliseconds(found['tcp'])}",
+        f"{found['relay'] / found['tcp']:.2f} x",
+        "",
+    )
+    row(
+        "`1+1`, rpyc (no encryption, no journal)",
+        milliseconds(found["rpyc"]),
+        f"CURVE ping {milliseconds(ping)}",
+        f"{found['rpyc'] / ping:.1f} x",
+        "",
+    )
+
+
+def flood():
+    peer = Remoter("plain")
+    try:
+        quiet = timed(lambda: peer.session.complete("pri", 3), 100)
+        run = peer.session.submit("for _ in range(10000): print('x' * 9999)")
+        times = []
+        while run.status in ("queued", "running"):
+            began = time.perf_counter()
+            peer.session.is_complete("1+1")
+            times.append(time.perf_counter() - began)
+        run.wait(60)
+    finally:
+        peer.close()
+    row(
+        "a question while 100 MB are printed",
+        milliseconds(statistics.median(times)),
+        f"idle {milliseconds(quiet)}",
+        f"{statistics.median(times) / quiet:.1f} x",
+        "",
+    )
+
+
+LINES = "for i in range(300_000): print(i)"
+
+
+def stream():
+    kernel, ours = Ipykernel(), Remoter("ipython")
+    try:
+        rates = {"kernel": [], "ours": []}
+        for _ in range(3):
+            for name, peer in (("kernel", kernel), ("ours", ours)):
+                began = time.perf_counter()
+                result = peer.run(LINES)
+                rates[name].append(300_000 / (time.perf_counter() - began))
+                if name == "ours":
+                    assert result.stdout.count("\n") == 300_000
+        memory = resident_peak(ours.ready["server_pid"])
+    finally:
+        kernel.close()
+        ours.close()
+    theirs, mine = statistics.median(rates["kernel"]), statistics.median(rates["ours"])
+    row(
+        "300,000 printed lines",
+        f"{mine:,.0f} lines/s",
+        f"ipykernel {theirs:,.0f}",
+        f"{mine / theirs:.2f} x",
+        "1.3, aim 3",
+    )
+    row("server's peak memory after that", f"{memory:.0f} MB", "", "", "below 60 MB")
+
+
+SLOW = "import time\nfor _ in range(40): time.sleep(0.03); print(time.time())"
+
+
+def line():
+    kernel, ours = Ipykernel(), Remoter("ipython")
+    try:
+        theirs, mine = [], []
+        for _ in range(2):
+            theirs += kernel.first_line(SLOW)
+            mine += ours.first_line(SLOW)
+    finally:
+        kernel.close()
+        ours.close()
+    row(
+        "one print in a slow loop, until it is here",
+        milliseconds(statistics.median(mine)),
+        f"ipykernel {milliseconds(statistics.median(theirs))}",
+        f"{statistics.median(mine) / statistics.median(theirs):.3f} x",
+        "3 ms, aim 1 ms",
+    )
+
+
+STUCK = {
+    "sleep": "import time; print(1, flush=True); time.sleep(60)",
+    "tight loop": "print(1, flush=True)\nwhile True: pass",
+    "lock": "import threading; lock = threading.Lock(); lock.acquire(); print(1, flush=True); lock.acquire()",
+    "C sleep": "import ctypes; print(1, flush=True); ctypes.CDLL(None).sleep(60)",
+}
+
+
+def interrupt():
+    kernel, ours = Ipykernel(), Remoter("ipython")
+    ours.session._ask = None
+    try:
+        for name, code in STUCK.items():
+            theirs, mine = [], []
+            for _ in range(7):
+                theirs.append(kernel.interrupt(code))
+                mine.append(ours.interrupt(code))
+            row(
+                f"Ctrl-C to `done`: {name}",
+                milliseconds(statistics.median(mine)),
+                f"ipykernel {milliseconds(statistics.median(theirs))}",
+                f"{statistics.median(mine) / statistics.median(theirs):.2f} x",
+                "50 ms, aim 20 ms",
+            )
+        mine = [ours.interrupt("input('? ')") for _ in range(7)]
+        row("Ctrl-C to `done`: input()", milliseconds(statistics.median(mine)), "", "", "50 ms, aim 20 ms")
+    finally:
+        kernel.close()
+        ours.close()
+
+
+def start():
+    theirs, mine, plain = [], [], []
+    for _ in range(5):
+        for found, make in ((theirs, Ipykernel), (mine, Remoter), (plain, lambda: Remoter("plain"))):
+            peer = make()
+            found.append(peer.started)
+            peer.close()
+    kernel = statistics.median(theirs)
+    row(
+        "start to first `1+1`, IPython worker",
+        milliseconds(statistics.median(mine)),
+        f"ipykernel {milliseconds(kernel)}",
+        f"{statistics.median(mine) / kernel:.2f} x",
+        "0.6, aim 0.4",
+    )
+    row(
+        "start to first `1+1`, plain worker",
+        milliseconds(statistics.median(plain)),
+        f"ipykernel {milliseconds(kernel)}",
+        f"{statistics.median(plain) / kernel:.2f} x",
+        "",
+    )
+
+
+def attach():
+    peer = Remoter("plain")
+    try:
+        before = peer.session.info.journal["last"] if hasattr(peer.session.info, "journal") else 0
+        peer.run("for i in range(100_000): print(f'{i:99d}')")
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            size = 0
+            for event in peer.session.events(since=before):
+                if event.kind == "stdout":
+                    size += len(event.text)
+                    if size >= 10_000_000:
+                        break
+            times.append(time.perf_counter() - began)
+            assert size == 10_000_000
+    finally:
+        peer.close()
+    row("re-attach with 10 MB missed", milliseconds(statistics.median(times)), "", "", "1 s, aim 0.3 s")
+
+
+def idle():
+    peer = Remoter("ipython")
+    try:
+        time.sleep(3)
+        before, began = sum(map(cpu_seconds, peer.pids)), time.monotonic()
+        time.sleep(20)
+        share = (sum(map(cpu_seconds, peer.pids)) - before) / (time.monotonic() - began)
+    finally:
+        peer.close()
+    row(
+        "idle keeper + server + worker, one client attached",
+        f"{share:.2%} of a core",
+        "",
+        "",
+        "0.5 %, aim 0.1 %",
+    )
+
+
+def help():
+    def run(*arguments):
+        return lambda: subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
+
+    remoter = shutil.which("remoter", path=str(Path(sys.executable).parent)) or "remoter"
+    bare, ours = [], []
+    for _ in range(5):
+        bare.append(timed(run(sys.executable, "-c", "pass"), 5))
+        ours.append(timed(run(remoter, "--help"), 5))
+    row(
+        "`remoter --help`",
+        milliseconds(statistics.median(ours)),
+        f"`python -c pass` {milliseconds(statistics.median(bare))}",
+        f"{statistics.median(ours) / statistics.median(bare):.1f} x",
+        "6, aim 5",
+    )
+
+
+FIGURES = {f.__name__: f for f in (trip, flood, stream, line, interrupt, start, attach, idle, help)}
+
+
+def main():
+    wanted = sys.argv[1:] or list(FIGURES)
+    root = tempfile.mkdtemp(prefix="rmb-", dir="/tmp")
+    for name in ("CONFIG", "STATE", "RUNTIME", "JOURNAL"):
+        os.environ[f"REMOTER_{name}_DIR"] = f"{root}/{name.lower()}"
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print("| what | remoter | against | ratio | wanted |\n|---|---|---|---|---|", flush=True)
+    try:
+        for name in wanted:
+            FIGURES[name]()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""remoter: control a remote Python session from your local one.
+
+The public names and nothing else; each is loaded when it is first used, so that
+`import remoter` and `remoter --help` stay fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "_batch": ["batch"],
+    "_client": ["Event", "Result", "Run", "Session", "connect"],
+    "_door": ["relay"],
+    "_errors": [
+        "AddressError",
+        "AuthError",
+        "ConnectError",
+        "KeyChangedError",
+        "LinkLostError",
+        "NameNotFoundError",
+        "RemoterError",
+        "RunError",
+        "RunInterruptedError",
+        "RunTimeoutError",
+        "SessionDiedError",
+        "TransferError",
+        "VersionError",
+    ],
+    "_launcher": ["server"],
+    "_prompt": ["client"],
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AddressError",
+    "AuthError",
+    "ConnectError",
+    "Event",
+    "KeyChangedError",
+    "LinkLostError",
+    "NameNotFoundError",
+    "RemoterError",
+    "Result",
+    "Run",
+    "RunError",
+    "RunInterruptedError",
+    "RunTimeoutError",
+    "Session",
+    "SessionDiedError",
+    "TransferError",
+    "VersionError",
+    "__version__",
+    "batch",
+    "client",
+    "connect",
+    "relay",
+    "server",
+]
+
+if TYPE_CHECKING:
+    from ._batch import batch
+    from ._client import Event, Result, Run, Session, connect
+    from ._door import relay
+    from ._errors import (
+        AddressError,
+        AuthError,
+        ConnectError,
+        KeyChangedError,
+        LinkLostError,
+        NameNotFoundError,
+        RemoterError,
+        RunError,
+        RunInterruptedError,
+        RunTimeoutError,
+        SessionDiedError,
+        TransferError,
+        VersionError,
+    )
+    from ._prompt import client
+    from ._launcher import server
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'remoter' has no attribute {name!r}")
+    value = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

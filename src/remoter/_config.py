@@ -1,0 +1,238 @@
+"""Directories, private files and connection records; on both machines, in every process.
+
+Four directories, each with a variable that overrides it (the tests do):
+
+config   REMOTER_CONFIG_DIR   keys, pins, saved names; in the home
+state    REMOTER_STATE_DIR    connection records (shared by the machines of one home), prompt history
+runtime  REMOTER_RUNTIME_DIR  sockets and pipes of live sessions; on this machine only
+journal  REMOTER_JOURNAL_DIR  what sessions printed; on this machine's disk, kept 7 days after the end
+
+Whatever holds a key is created with its mode (0600, directories 0700), never changed to it
+afterwards, and refused when others could read or replace it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from ._errors import RemoterError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no sessions run there, so none can be alive
+    fcntl = None  # type: ignore[assignment]
+
+WINDOWS = os.name == "nt"
+LONGEST_SOCKET_PATH = 103  # macOS allows 104 bytes with the final NUL, Linux 108
+
+
+def _directory(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default)
+
+
+def config_directory() -> Path:
+    """Where keys, pins and saved names are."""
+    return _directory("REMOTER_CONFIG_DIR", platformdirs.user_config_path("remoter"))
+
+
+def state_directory() -> Path:
+    """Where connection records and the prompt's history are."""
+    default = Path("~/.local/state/remoter").expanduser()
+    return _directory("REMOTER_STATE_DIR", platformdirs.user_state_path("remoter") if WINDOWS else default)
+
+
+def runtime_directory() -> Path:
+    """Where the sockets of live sessions are; short enough for a socket's path."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return _directory("REMOTER_RUNTIME_DIR", Path(runtime) / "remoter")
+    return _directory("REMOTER_RUNTIME_DIR", Path("/tmp") / f"remoter-{_user_id()}")  # noqa: S108 - checked by private_directory
+
+
+def journal_directory() -> Path:
+    """Where journals are: a local disk that outlives a reboot where there is one."""
+    root = Path("/var/tmp")  # noqa: S108 - checked by private_directory
+    if not root.is_dir():
+        root = Path(tempfile.gettempdir())
+    return _directory("REMOTER_JOURNAL_DIR", root / f"remoter-{_user_id()}")
+
+
+def _user_id() -> int:
+    return 0 if WINDOWS else os.getuid()
+
+
+def host_name() -> str:
+    """This machine's name, without its domain."""
+    return socket.gethostname().split(".")[0] or "localhost"
+
+
+# --- private files ---------------------------------------------------------------------------
+
+
+def private_directory(path: Path) -> Path:
+    """The directory, made 0700 if it is missing.
+
+    Raises:
+        RemoterError: it is a link, not ours, or open to others.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    _refuse_if_open(path, path.lstat(), stat.S_ISDIR)
+    return path
+
+
+def read_private(path: Path) -> bytes:
+    """The bytes of a file that only we can read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RemoterError: it is a link, not ours, or open to others.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RemoterError(
+            f"cannot read `{path}`", cause=error.strerror or str(error), id="private-file"
+        ) from None
+    with os.fdopen(descriptor, "rb") as file:
+        _refuse_if_open(path, os.fstat(file.fileno()), stat.S_ISREG)
+        return file.read()
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write the file 0600 under another name, then move it into place."""
+    private_directory(path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _refuse_if_open(path: Path, status: os.stat_result, is_kind: object) -> None:
+    if WINDOWS:
+        return
+    assert callable(is_kind)
+    if not is_kind(status.st_mode):
+        kind = "a directory" if is_kind is stat.S_ISDIR else "a plain file"
+        raise RemoterError(f"`{path}` is not {kind}", id="private-file")
+    if status.st_uid != os.getuid():
+        raise RemoterError(
+            f"`{path}` belongs to somebody else",
+            cause=f"its owner is user {status.st_uid}, we are {os.getuid()}",
+            id="private-file",
+        )
+    if status.st_mode & 0o077:
+        mode = "700" if is_kind is stat.S_ISDIR else "600"
+        raise RemoterError(
+            f"`{path}` is open to others",
+            cause=f"its mode is {stat.S_IMODE(status.st_mode):04o}; it holds keys",
+            hints=[f"if nobody else had them, `chmod {mode} {path}`; otherwise remove it"],
+            id="private-file",
+        )
+
+
+# --- connection records ----------------------------------------------------------------------
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How to reach one session of this user: `<state>/servers/<host>-<name>.json`, 0600.
+
+    Whoever can read it can connect; it is removed when the session ends.
+    """
+
+    name: str
+    host: str
+    listen: str
+    port: int
+    directory: str
+    server_public: str
+    client_public: str
+    client_secret: str
+    pid: int
+    journal: str
+    started: float
+    secure: bool = True
+    lang: str = "python"
+    version: str = ""
+    v: int = 1
+
+    @property
+    def socket(self) -> Path:
+        """The session's unix socket, for clients on its own machine."""
+        return Path(self.directory) / "zmq.sock"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the session is on this machine."""
+        return self.host == host_name()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its keeper holds the lock; of another machine's session: unknown, so yes."""
+        return not self.is_here or is_locked(Path(self.directory) / "lock")
+
+
+def record_path(host: str, name: str) -> Path:
+    """Where the connection record of that session is."""
+    return state_directory() / "servers" / f"{host}-{name}.json"
+
+
+def write_record(record: Record) -> None:
+    """Publish the session to this user's clients."""
+    private_directory(state_directory())
+    write_private(record_path(record.host, record.name), msgspec.json.encode(record))
+
+
+def records() -> Iterator[Record]:
+    """The connection records of all live sessions of this user; stale ones are removed."""
+    for path in sorted((state_directory() / "servers").glob("*.json")):
+        try:
+            record = msgspec.json.decode(read_private(path), type=Record)
+        except FileNotFoundError:
+            continue
+        except msgspec.MsgspecError as error:
+            raise RemoterError(
+                f"cannot read the connection file `{path}`",
+                cause=str(error),
+                hints=[f"if it is damaged, remove it: `rm {path}`"],
+                id="private-file",
+            ) from None
+        if record.is_alive:
+            yield record
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds the lock file: unlike a pid, a lock is never reused."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)

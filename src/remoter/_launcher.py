@@ -1,0 +1,201 @@
+"""Starting a session: from the shell, or out of a live process that becomes one; in the launching process.
+
+The session itself lives on in its keeper, its server and its worker (see `_keeper`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._address import check_port
+from ._config import WINDOWS, host_name
+from ._errors import RemoterError
+from ._keeper import launch, wait_for_end
+from ._words import make_password
+
+TWICE = 2.0
+"""Seconds within which a second Ctrl-C on the server's terminal ends the session."""
+
+
+def server(
+    port: int | None = None,
+    password: str | None = None,
+    *,
+    listen: str | Sequence[str] = "127.0.0.1",
+    name: str | None = None,
+    secure: bool = True,
+    maxretry: int = 5,
+    showmsg: bool = False,
+    logfile: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+) -> None:
+    """Serve this process and its `__main__`; blocks until it is stopped, then gives the process back.
+
+    Args:
+        port: 1024 to 65535; none: 55555, or a free one when that is taken; 0: a free one.
+        password: what clients without a key must know; none: one is made up and printed.
+        listen: the addresses to listen on; off loopback only what is named here.
+        name: the session's name; none: `main`, or `main-2` and so on.
+        secure: False admits anyone, unauthenticated; clients must ask for that too.
+        maxretry: wrong passwords that one connection may give.
+        showmsg: log every command.
+        logfile: append the log to this file as well.
+        verbose: log who comes and goes, and all output, on this terminal.
+
+    Raises:
+        RemoterError: the session could not be started.
+    """
+    if WINDOWS:
+        raise RemoterError("sessions cannot be served on Windows", hints="connect from it to one elsewhere")
+    if threading.current_thread() is not threading.main_thread():
+        raise RemoterError(
+            "`remoter.server()` must be called in the main thread",
+            cause="signals, and so interrupts, reach no other",
+        )
+    worker_id = os.urandom(8).hex()
+    configuration = configure(
+        port=port,
+        password=password,
+        listen=[listen] if isinstance(listen, str) else list(listen),
+        name=name,
+        secure=secure,
+        maxretry=maxretry,
+        showmsg=showmsg,
+        logfile=logfile,
+        verbose=verbose,
+        live=os.getpid(),
+        worker={"id": worker_id, "pid": os.getpid()},
+    )
+    ready = launch(configuration, attach_log=verbose or showmsg)
+    ready["worker"] = {
+        "version": sys.version.split()[0],
+        "python": sys.executable,
+        "pid": os.getpid(),
+        "live": True,
+    }
+    print(banner(ready, configuration), flush=True)  # noqa: T201 - this is where the user looks
+
+    from ._workers.python_worker import serve_live
+
+    reason = serve_live(ready["run_directory"], worker_id)
+    print(f"the session ended ({reason}); this process is yours again", flush=True)  # noqa: T201
+
+
+def start_session(
+    *,
+    port: int | None = None,
+    password: str | None = None,
+    listen: Sequence[str] = ("127.0.0.1",),
+    attach_log: bool = False,
+    **options: Any,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Start a session of its own and wait until its interpreter answers.
+
+    Returns:
+        What the server says of it (`record`, `worker`, `fingerprint`, `keeper_pid`), and its configuration.
+
+    Raises:
+        RemoterError: it could not be started.
+    """
+    configuration = configure(port=port, password=password, listen=list(listen), **options)
+    return launch(configuration, attach_log=attach_log), configuration
+
+
+def configure(
+    *,
+    port: int | None,
+    password: str | None,
+    listen: list[str],
+    name: str | None = None,
+    lang: str = "python",
+    python: str | None = None,
+    logfile: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """All that the keeper and the server need to know, with every path resolved."""
+    if port is not None and port != 0:
+        port = check_port(port)
+    if password is not None and not password:
+        raise RemoterError("the password is empty", hints="leave it out: one is made up", id="password")
+    return {
+        "name": name,
+        "port": port,
+        "password": password or make_password(),
+        "made_up": password is None,
+        "listen": listen,
+        "lang": lang,
+        "python": python,
+        "logfile": str(Path(logfile).expanduser().resolve()) if logfile else None,
+        "cwd": str(Path.cwd()),
+        "started": time.time(),
+        **options,
+    }
+
+
+def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
+    """What a person should know of a session that has just been started."""
+    record, worker = ready["record"], ready["worker"]
+    name, port = record["name"], record["port"]
+    lines = [
+        f"session `{name}`: Python {worker.get('version')} ({worker.get('python')}), pid {worker.get('pid')}"
+    ]
+    addresses = ", ".join(f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in configuration["listen"])
+    asked = configuration.get("port")
+    note = " (55555 is taken)" if asked is None and port != 55555 else ""
+    if all(is_loopback(address) for address in configuration["listen"]):
+        lines.append(f"listening on {addresses}{note}, this machine only; here: remoter client {name}")
+        there = f"ssh -L {port}:127.0.0.1:{port} {host_name()}   and then   remoter client localhost:{port}"
+    else:
+        lines.append(f"listening on {addresses}{note}; here: remoter client {name}")
+        there = f"remoter client {host_name()}:{port}"
+    lines.append(f"from another machine: {there}")
+    if configuration.get("secure", True):
+        secret = configuration["password"] if configuration["made_up"] else "the one you gave"
+        lines.append(f"password: {secret}   fingerprint: {ready['fingerprint']}")
+    else:
+        lines.append("WARNING: not secure: whoever reaches the port can run anything here")
+    if worker.get("live"):
+        lines.append("Ctrl-C while nothing runs ends it and gives this process back")
+    return "\n".join(lines)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    return address in ("localhost", "::1") or address.startswith("127.")
+
+
+def wait_foreground(ready: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Wait in the terminal until the session ends; relay what the terminal says.
+
+    Ctrl-C interrupts what runs, twice within 2 s it ends the session; SIGTERM ends it; a
+    terminal that is closed (SIGHUP) leaves it running.
+    """
+    keeper_pid, last = ready["keeper_pid"], 0.0
+
+    def relay(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper_pid, number)
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < TWICE:
+            say("ending the session")
+            relay(signal.SIGTERM)
+        else:
+            say("Ctrl-C again within 2 s ends the session")
+            relay(signal.SIGINT)
+        last = now
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: relay(signal.SIGTERM))
+    signal.signal(signal.SIGHUP, lambda *_: os._exit(0))
+    wait_for_end(ready["run_directory"])
