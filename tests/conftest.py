@@ -21,7 +21,14 @@ def home(monkeypatch):
     (root / "home").mkdir()
     for name in DIRECTORIES:
         monkeypatch.setenv(f"REMOTER_{name}_DIR", str(root / name.lower()))
-    for name in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "NO_COLOR", "FORCE_COLOR", "REMOTER_PASSWORD"]:
+    for name in [
+        "XDG_RUNTIME_DIR",
+        "XDG_CONFIG_HOME",
+        "XDG_STATE_HOME",
+        "NO_COLOR",
+        "FORCE_COLOR",
+        "REMOTER_PASSWORD",
+    ]:
         monkeypatch.delenv(name, raising=False)
     yield root
     shutil.rmtree(root, ignore_errors=True)

@@ -57,8 +57,7 @@ def test_text_without_a_newline_arrives_before_the_command_ends(session):
             assert event.text == "half"
             break
     run.interrupt()
-    with pytest.raises(remoter.RunInterruptedError):
-        run.wait(5)
+    assert run.wait(5).status == "interrupted"
 
 
 def test_an_error_carries_its_traceback(session):
@@ -132,7 +131,15 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(100)]
 
 @pytest.mark.parametrize(
     "text",
-    ["héllo wörld", "日本語テキスト", "🎉" * 20_000, "x" * 20_000, "a\0b", "tab\tbell\a", "\x1b[31mred\x1b[0m"],
+    [
+        "héllo wörld",
+        "日本語テキスト",
+        "🎉" * 20_000,
+        "x" * 20_000,
+        "a\0b",
+        "tab\tbell\a",
+        "\x1b[31mred\x1b[0m",
+    ],
     ids=["latin", "wide", "emoji", "long", "nul", "control", "ansi"],
 )
 def test_text_of_every_kind_comes_back_as_it_was(session, text):
@@ -167,7 +174,9 @@ def test_sys_exit_ends_the_run_and_not_the_session(session):
 
 
 def test_a_fork_that_falls_through_answers_nobody(session):
-    result = session.run("import os\npid = os.fork()\nif pid: _ = os.waitpid(pid, 0)\nprint(bool(pid))", quiet=True)
+    result = session.run(
+        "import os\npid = os.fork()\nif pid: _ = os.waitpid(pid, 0)\nprint(bool(pid))", quiet=True
+    )
     assert sorted(result.stdout.split()) == ["False", "True"]
     assert session.run("os.getpid()").text == str(session.info.pid)
 
@@ -184,7 +193,9 @@ def test_waiting_for_any_child_finds_none_of_ours(session):
 
 def test_a_replaced_stdout_is_the_users_business_and_can_be_undone(session):
     session.run("import sys, io; sys.stdout = io.StringIO(); print('hidden')")
-    assert session.run("text = sys.stdout.getvalue(); sys.stdout = sys.__stdout__; text").text == "'hidden\\n'"
+    assert (
+        session.run("text = sys.stdout.getvalue(); sys.stdout = sys.__stdout__; text").text == "'hidden\\n'"
+    )
     assert session.run("print('seen')", quiet=True).stdout == "seen\n"
 
 
@@ -207,8 +218,7 @@ def test_an_interrupt_reaches(session, what):
     run = session.submit(INTERRUPTED[what])
     next(event for event in run.events() if event.kind == "stdout")
     run.interrupt()
-    with pytest.raises(remoter.RunInterruptedError):
-        run.wait(10)
+    assert run.wait(10).status == "interrupted"
     assert session.run("1").text == "1"
 
 
@@ -216,8 +226,7 @@ def test_an_interrupt_that_comes_late_hits_no_other_run(session):
     for _ in range(20):
         run = session.submit("1")
         run.interrupt()
-        with pytest.raises(remoter.RunError) if run.wait_status(5) != "ok" else _nothing():
-            run.wait(5)
+        assert run.wait(5).status in ("ok", "interrupted", "cancelled")
         assert session.run("import time; time.sleep(0.01); 'fine'").text == "'fine'"
 
 
@@ -226,8 +235,7 @@ def test_a_signal_handler_of_the_users_does_not_outlive_his_command(session):
     run = session.submit("print('go', flush=True)\nwhile True: pass")
     next(event for event in run.events() if event.kind == "stdout")
     run.interrupt()
-    with pytest.raises(remoter.RunInterruptedError):
-        run.wait(5)
+    assert run.wait(5).status == "interrupted"
 
 
 def test_input_is_answered_by_the_client(serve):
@@ -269,7 +277,9 @@ def test_answers_are_in_no_journal(serve):
 def test_a_segfault_ends_the_interpreter_and_not_the_session(served):
     with served.connect() as session:
         with pytest.raises(remoter.SessionDiedError, match="SIGSEGV"):
-            session.run("print('last words'); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", quiet=True)
+            session.run(
+                "print('last words'); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", quiet=True
+            )
         with pytest.raises(remoter.SessionDiedError, match="remoter restart"):
             session.run("1")
         session.restart()
@@ -296,8 +306,8 @@ def test_restart_gives_a_new_interpreter_and_keeps_the_record(served):
         assert session.info.pid != old
         with pytest.raises(remoter.RunError, match="NameError"):
             session.run("x")
-        kept = [event.text for event in session.events(since=0) if event.kind == "stdout" or event.run == (session.client_id, 2)][:1]
-        assert kept == ["before\n"]
+        with session.events(since=0) as events:
+            assert next(event.text for event in events if event.kind == "stdout") == "before\n"
 
 
 def test_a_timeout_ends_the_waiting_and_not_the_run(session):
@@ -352,7 +362,7 @@ def test_rich_results_come_in_all_their_forms(serve):
 def test_magics_and_shell_commands_work(serve):
     with serve(runner="ipython").connect() as session:
         assert session.run("!echo from the shell", quiet=True).stdout == "from the shell\n"
-        assert "function" in session.run("%pinfo len", quiet=True).stdout
+        assert "function" in session.run("%pinfo len", quiet=True).displays[0]["text/plain"]
         assert session.run("%timeit -n1 -r1 pass", quiet=True).stdout
 
 
@@ -381,12 +391,6 @@ def old_python():
     if os.access("/usr/bin/python3", os.X_OK):
         return "/usr/bin/python3"
     pytest.skip("no second Python on this machine")
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_time_of_events_is_told(session):

@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from ._engines import WorkerEnd
 from ._errors import RemoterError
 from ._hello import Hello
 from ._journal import Journal, sweep
-from ._keeper import remove_session
+from ._keeper import remove_session, start_worker
 from ._ledger import Ledger, decode_snapshot, encode_snapshot
 from ._messages import (
     PROTOCOL,
@@ -50,9 +49,7 @@ from ._security import (
     ZAP_ADDRESS,
     Keyring,
     answer_zap,
-    authorized_clients_path,
     check_libzmq,
-    client_keys,
     fingerprint,
     load_or_make_keys,
     secure_server_socket,
@@ -76,8 +73,9 @@ class KeeperLine:
     what is lost is only that nobody would start this process again.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, directory: str) -> None:
         self.sock = sock
+        self.directory = directory
         self.incoming = bytearray()
         self.alive = True
         self.spawned: Callable[[int | None, str | None], None] | None = None
@@ -98,17 +96,20 @@ class KeeperLine:
             self.say({"spawn": command})
             return
         try:
-            child = subprocess.Popen(
-                command["argv"],
-                env=command["env"],
-                cwd=command["cwd"],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            pid = start_worker(self.directory, command)
         except OSError as error:
-            spawned(None, f"cannot start `{command['argv'][0]}`: {error.strerror}")
+            spawned(None, f"cannot start `{command['argv'][0]}`: {error}")
         else:
-            spawned(child.pid, None)
+            spawned(pid, None)
+            self._look_after(pid)
+
+    def _look_after(self, pid: int) -> None:
+        """Reap a worker that is this process's own child."""
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            self.exited(pid, status)
+        else:
+            self.loop.call_later(0.2, self._look_after, pid)
 
     def _readable(self) -> None:
         try:
@@ -154,9 +155,8 @@ class Server:
         # The connection record's own client key: made at the first start, kept over restarts of the server.
         self.record_keys = load_or_make_keys(self.directory / "record_key")
         self.keyring = Keyring(
-            [self.record_keys.public, client_keys().public],
-            authorized=authorized_clients_path(),
-            clients=self.directory / "clients",
+            [self.record_keys.public],
+            clients_file=self.directory / "clients",
             admit_all=not self.secure,
         )
         self._open_sockets()
@@ -423,7 +423,7 @@ async def serve(
     """Serve the session until it ends."""
     loop = asyncio.get_running_loop()
     keeper_socket.setblocking(False)
-    keeper = KeeperLine(keeper_socket)
+    keeper = KeeperLine(keeper_socket, configuration["run_directory"])
     try:
         server = Server(configuration, keeper, listeners)
     except RemoterError as error:

@@ -173,6 +173,7 @@ class Session:
         known = {key: info.get(key) for key in ("pid", "lang", "version", "python", "runner", "cwd")}
         self.notice("", "started", session=self.engine.worker_id, **known)
         log.info("INIT worker pid=%s version=%s", info.get("pid"), info.get("version"))
+        self.flush()  # who waits for the restart knows the new interpreter before he hears of it
         self._settle(None)
 
     def worker_free(self, last: int) -> None:
