@@ -391,6 +391,7 @@ class Server:
         """Leave nothing behind but the journal."""
         self.door.stop()
         self.journal.finish()
+        self.journal.close()
         self.loop.remove_reader(self.zap.fd)
         self.loop.remove_reader(self.router.fd)
         self.router.close()

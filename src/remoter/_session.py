@@ -419,6 +419,7 @@ class Session:
             if silent > SILENCE or (silent > PROBE and self.send(client.identity, self._pong(0)) is False):
                 self.leave(client.identity)
         self.engine.check()
+        self.journal.flush()  # a disk that was full is tried again
         self.tidy_handle = self.loop.call_later(TIDY, self._tidy)
 
     # --- questions ---------------------------------------------------------------------------
