@@ -314,22 +314,27 @@ class Server:
     # --- begin and end -----------------------------------------------------------------------
 
     def _ready(self, error: str | None) -> None:
-        """The first interpreter is there, or could not be started: the launcher waits for that."""
+        """The first interpreter is there, or could not be started: the launcher waits for that.
+
+        A live process that is to be served waits itself until we listen, so it hears of that
+        first; clients find the session when its interpreter is there.
+        """
+        if error is not None:
+            if not self.was_ready:
+                self.keeper.say({"error": self._start_error(error)})
+                self.session.end("the interpreter could not be started")
+            return
+        record = self._record()
+        if self.session.ledger.session:
+            write_record(record)
         if self.was_ready:
             return
-        if error is not None:
-            self.keeper.say({"error": self._start_error(error)})
-            self.session.end("the interpreter could not be started")
-            return
         self.was_ready = True
-        record = self._record()
-        write_record(record)
-        worker = self.session.ledger.worker
         self.keeper.say(
             {
                 "ready": {
                     "record": msgspec.to_builtins(record),
-                    "worker": worker,
+                    "worker": self.session.ledger.worker,
                     "server_pid": os.getpid(),
                     "fingerprint": fingerprint(self.keys.public),
                 }

@@ -30,6 +30,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import termios
 import time
 from collections.abc import Callable
@@ -448,11 +449,7 @@ class Engine:
         """Notice the end of a worker whose keeper cannot tell."""
         if self.pid is None or self.ended or self.side is not None:
             return
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            self.has_ended(WorkerEnd())
-        except PermissionError:
+        if is_gone(self.pid):
             self.has_ended(WorkerEnd())
 
     def close(self) -> None:
@@ -467,3 +464,19 @@ class Engine:
             stream.close()
         os.close(self.interrupts)
         os.close(self.input)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended, also if nobody has reaped it yet."""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # macOS has no /proc
+        asked = subprocess.run(
+            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+        )
+        state = asked.stdout.strip()[:1] or "Z"
+    return state in ("Z", "X")
