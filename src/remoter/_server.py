@@ -34,9 +34,7 @@ from ._keeper import remove_session, start_worker
 from ._ledger import Ledger, decode_snapshot, encode_snapshot
 from ._messages import (
     PROTOCOL,
-    Acknowledge,
     Attach,
-    Detach,
     Message,
     MessageError,
     Refused,
@@ -198,8 +196,8 @@ class Server:
         finally:
             os.umask(old_mask)
         self.checking = False
-        self.loop.add_reader(self.zap.fd, self._zap_readable)
-        self.loop.add_reader(self.router.fd, self._readable)
+        self.loop.add_reader(descriptor(self.zap), self._zap_readable)
+        self.loop.add_reader(descriptor(self.router), self._readable)
 
     def _open_journal(self) -> tuple[Journal, Ledger]:
         directory = Path(self.configuration["journal_directory"])
@@ -223,7 +221,7 @@ class Server:
     # --- the network -------------------------------------------------------------------------
 
     def _zap_readable(self) -> None:
-        while self.zap.get(zmq.EVENTS) & zmq.POLLIN:
+        while is_readable(self.zap):
             answer_zap(self.zap, self.keyring)
 
     def _readable(self) -> None:
@@ -254,7 +252,7 @@ class Server:
                 return False
             raise
         finally:
-            if not self.router.closed and self.router.get(zmq.EVENTS) & zmq.POLLIN:
+            if not self.router.closed and is_readable(self.router):
                 self._check_again()  # sending may have used up the descriptor's signal
         return True
 
@@ -265,12 +263,8 @@ class Server:
             log.warning("skipped a message that is not understood: %s", error)
             return
         match message:
-            case Acknowledge():
-                self.session.acknowledge(identity, message.seq)
             case Attach():
                 self._attach(identity, message)
-            case Detach():
-                self.session.leave(identity)
             case _:
                 self.session.receive(identity, message)
 
@@ -397,14 +391,24 @@ class Server:
         self.door.stop()
         self.journal.finish()
         self.journal.close()
-        self.loop.remove_reader(self.zap.fd)
-        self.loop.remove_reader(self.router.fd)
+        self.loop.remove_reader(descriptor(self.zap))
+        self.loop.remove_reader(descriptor(self.router))
         self.router.close()
         self.zap.close()
         self.context.term()
         if not self.keeper.alive:
             remove_session(self.configuration)
         self.keeper.say({"stop": True})
+
+
+def descriptor(socket: zmq.Socket[bytes]) -> int:
+    """What a selector watches: readable when the socket's state may have changed."""
+    return int(socket.get(zmq.FD))
+
+
+def is_readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message waits."""
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def set_up_log(configuration: dict[str, Any]) -> None:

@@ -1,9 +1,7 @@
 """One session: the queue of runs, the clients attached to it, its interpreter; in the server's process.
 
 Everything that happens is an event: appended to the journal, applied to the ledger, and in the
-next turn of the loop written to disk and then sent to whoever may see it. A client is only a
-cursor into the journal, with a window of bytes that it has not acknowledged: a client that
-does not read stops its own cursor and nothing else.
+next turn of the loop written to disk and then sent to whoever may see it.
 """
 
 from __future__ import annotations
@@ -14,28 +12,25 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from . import __version__
 from ._config import host_name
+from ._cursors import Cursor, Cursors, Send
 from ._engines import ENGINES, Engine, WorkerEnd
 from ._journal import Journal
 from ._ledger import Ledger, queued_data
 from ._messages import (
     FEATURES,
     Accepted,
+    Acknowledge,
     Answer,
     Attach,
     Attached,
-    Events,
-    Goodbye,
+    Detach,
     Interrupt,
-    Message,
     Ping,
     Pong,
     Query,
@@ -48,41 +43,11 @@ from ._messages import (
 
 log = logging.getLogger("remoter.session")
 
-WINDOW = 1024 * 1024
-CHUNK = 256 * 1024
 MOST_RUNS = 1000
 MOST_CODE = 64 * 1024 * 1024
 HOLD = 0.002
-SILENCE = 12.0
-PROBE = 4.0
 TIDY = 1.0
 KILL_AFTER = 2.0
-
-Send = Callable[[bytes, Message], bool | None]
-"""Send to a connection: True sent, None later (its queue is full), False it is gone."""
-
-
-class Client:
-    """One attached connection: a cursor into the journal."""
-
-    def __init__(self, identity: bytes, attach: Attach, position: int) -> None:
-        self.id = attach.client
-        self.identity = identity
-        self.owner = attach.reader or attach.client
-        self.reads_only = attach.reader is not None
-        self.all = attach.all
-        self.label = attach.label
-        self.position = position
-        self.sent: deque[tuple[int, int]] = deque()
-        self.unacknowledged = 0
-        self.since = time.time()
-        self.heard = time.monotonic()
-        self.blocked = False
-
-    def acknowledge(self, seq: int) -> None:
-        """Everything up to `seq` was processed: the window opens."""
-        while self.sent and self.sent[0][0] <= seq:
-            self.unacknowledged -= self.sent.popleft()[1]
 
 
 class Session:
@@ -119,7 +84,7 @@ class Session:
         self.ended = ended
         self.started = time.time()
         self.loop = asyncio.get_running_loop()
-        self.clients: dict[bytes, Client] = {}
+        self.cursors = Cursors(journal, send, self._left)
         self.flush_handle: asyncio.Handle | None = None
         self.held: asyncio.TimerHandle | None = None
         self.restarts: list[Callable[[str | None], None]] = []
@@ -258,18 +223,18 @@ class Session:
 
     # --- runs --------------------------------------------------------------------------------
 
-    def _submit(self, client: Client, submit: Submit) -> None:
+    def _submit(self, cursor: Cursor, submit: Submit) -> None:
         ledger = self.ledger
-        if submit.n <= ledger.last.get(client.id, 0):
-            status: Status = ledger.recent.get(client.id, {}).get(submit.n, "ok")
-            self.send(client.identity, Accepted(n=submit.n, status=status))
+        if submit.n <= ledger.last.get(cursor.client, 0):
+            status: Status = ledger.recent.get(cursor.client, {}).get(submit.n, "ok")
+            self.send(cursor.identity, Accepted(n=submit.n, status=status))
         elif refusal := self._refusal(submit):
-            self.send(client.identity, refusal)
+            self.send(cursor.identity, refusal)
         else:
             if self.configuration.get("showmsg"):
-                log.info("RMSG %s: %s", client.label or client.id, submit.code)
+                log.info("RMSG %s: %s", cursor.label or cursor.client, submit.code)
             data = queued_data(ledger.number + 1, submit)
-            self.emit("queued", run=(client.id, submit.n), text=submit.code, data=data, hold=True)
+            self.emit("queued", run=(cursor.client, submit.n), text=submit.code, data=data, hold=True)
             self._dispatch()
 
     def _refusal(self, submit: Submit) -> Refused | None:
@@ -319,11 +284,11 @@ class Session:
             self.engine.interrupt(record.number)
         return True
 
-    def _answer(self, client: Client, answer: Answer) -> None:
+    def _answer(self, cursor: Cursor, answer: Answer) -> None:
         asked = self.ledger.asks.get(answer.ask)
         if asked is not None and asked.run == answer.run:
             data = {"about": "answered", "id": answer.ask}
-            self.emit("notice", run=asked.run, client=client.id, text="", data=data)
+            self.emit("notice", run=asked.run, client=cursor.client, text="", data=data)
             self.journal.flush()
             self.engine.answer(answer.ask, answer.text)
         elif answer.ask == 0 and answer.text is not None:
@@ -332,19 +297,9 @@ class Session:
     # --- clients -----------------------------------------------------------------------------
 
     def attach(self, identity: bytes, attach: Attach) -> None:
-        """A connection says who it is; an older one of the same client gives way."""
-        for other in [c for c in self.clients.values() if c.id == attach.client and c.identity != identity]:
-            self.send(other.identity, Goodbye(reason="superseded", message="attached from elsewhere"))
-            del self.clients[other.identity]
-        if attach.since is None:
-            position = self.journal.last
-        elif attach.journal not in (None, self.journal.id):
-            position = 0
-        else:
-            position = attach.since
-        client = Client(identity, attach, position)
-        self.clients[identity] = client
-        log.info("ATTACH %s %s since=%s", client.id, client.label, attach.since)
+        """A connection says who it is: it is told how things are, and all it has missed."""
+        cursor = self.cursors.attach(identity, attach)
+        log.info("ATTACH %s %s since=%s", cursor.client, cursor.label, attach.since)
         ledger = self.ledger
         self.send(
             identity,
@@ -356,68 +311,50 @@ class Session:
                 journal=self.journal.id,
                 first=self.journal.first,
                 last=self.journal.last,
-                n=ledger.last.get(client.id, 0),
-                runs=ledger.recent.get(client.id, {}),
+                n=ledger.last.get(cursor.client, 0),
+                runs=ledger.recent.get(cursor.client, {}),
                 info=self.info(),
-                asks=[event for event in ledger.asks.values() if self._may_see(client, event.run)],
+                asks=[event for event in ledger.asks.values() if self.cursors.may_see(cursor, event.run)],
             ),
         )
-        self._pump(client)
+        self.cursors.pump(cursor)
 
     def receive(self, identity: bytes, message: Any) -> None:
         """A message of an attached connection."""
-        client = self.clients.get(identity)
-        if client is None:
+        cursor = self.cursors.get(identity)
+        if cursor is None:
             return
-        client.heard = time.monotonic()
         match message:
+            case Acknowledge():
+                cursor.acknowledge(message.seq)
             case Submit():
-                if not client.reads_only:
-                    self._submit(client, message)
+                if not cursor.reads_only:
+                    self._submit(cursor, message)
             case Ping():
                 self.send(identity, self._pong(message.id))
             case Query():
-                self._query(client, message)
+                self._query(cursor, message)
             case Interrupt():
                 self.send(identity, Reply(id=message.id, data={"interrupted": self.interrupt(message.run)}))
             case Answer():
-                self._answer(client, message)
-        if client.unacknowledged < WINDOW:
-            self._pump(client)
+                self._answer(cursor, message)
+            case Detach():
+                self.cursors.detach(identity)
+                return
+        self.cursors.pump(cursor)
 
-    def acknowledge(self, identity: bytes, seq: int) -> None:
-        """A client has processed events."""
-        client = self.clients.get(identity)
-        if client is not None:
-            client.heard = time.monotonic()
-            client.acknowledge(seq)
-            self._pump(client)
-
-    def leave(self, identity: bytes) -> None:
+    def _left(self, cursor: Cursor) -> None:
         """A client is gone; what its runs ask is asked of the others."""
-        client = self.clients.pop(identity, None)
-        if client is None:
+        log.info("LEAVE %s", cursor.client)
+        if cursor.reads_only:
             return
-        log.info("LEAVE %s", client.id)
-        if not client.reads_only:
-            for asked in [
-                event for event in self.ledger.asks.values() if event.run and event.run[0] == client.id
-            ]:
+        for asked in list(self.ledger.asks.values()):
+            if asked.run is not None and asked.run[0] == cursor.client:
                 self.emit("ask", run=asked.run, text=asked.text, data=asked.data)
-
-    def _is_present(self, client_id: str) -> bool:
-        return any(c.id == client_id and not c.reads_only for c in self.clients.values())
-
-    def _may_see(self, client: Client, run: RunId | None) -> bool:
-        return client.all or run is None or run[0] == client.owner or not self._is_present(run[0])
 
     def _tidy(self) -> None:
         """Once a second: find connections that broke without a word, and a worker that did."""
-        now = time.monotonic()
-        for client in list(self.clients.values()):
-            silent = now - client.heard
-            if silent > SILENCE or (silent > PROBE and self.send(client.identity, self._pong(0)) is False):
-                self.leave(client.identity)
+        self.cursors.drop_silent(lambda: self._pong(0))
         self.engine.check()
         self.journal.flush()  # a disk that was full is tried again
         self.tidy_handle = self.loop.call_later(TIDY, self._tidy)
@@ -429,7 +366,7 @@ class Session:
         return Pong(
             id=id,
             session=self.ledger.session,
-            clients=sum(not client.reads_only for client in self.clients.values()),
+            clients=sum(1 for _ in self.cursors),
             run=current.id if current else None,
             since=current.started if current else None,
             now=time.time(),
@@ -455,17 +392,16 @@ class Session:
             "since": current.started if current else None,
             "waiting": max(0, len(self.ledger.live) - (current is not None)),
             "clients": [
-                {"client": client.id, "label": client.label, "since": client.since}
-                for client in self.clients.values()
-                if not client.reads_only
+                {"client": cursor.client, "label": cursor.label, "since": cursor.since}
+                for cursor in self.cursors
             ],
             "secure": self.configuration.get("secure", True),
             "port": self.configuration.get("port"),
             "journal": {"first": self.journal.first, "last": self.journal.last},
         }
 
-    def _query(self, client: Client, query: Query) -> None:
-        identity = client.identity
+    def _query(self, cursor: Cursor, query: Query) -> None:
+        identity = cursor.identity
 
         def answered(data: dict[str, Any]) -> None:
             if error := data.get("error"):
@@ -486,7 +422,7 @@ class Session:
                 )
             case "shutdown":
                 answered({"ended": True})
-                self.end(f"shut down by {client.label or client.id}")
+                self.end(f"shut down by {cursor.label or cursor.client}")
             case _:
                 question = {"what": query.what, "code": query.code, "cursor": query.cursor}
                 self.engine.query(question, lambda frame: answered(frame.get("data") or frame))
@@ -552,33 +488,7 @@ class Session:
         self.flush_handle = self.held = None
         self.journal.flush()
         self.engine.journaled()
-        for client in list(self.clients.values()):
-            self._pump(client)
-
-    def _pump(self, client: Client) -> None:
-        """Send what a client may see and has room for."""
-        accept = None if client.all else lambda event: self._may_see(client, event.run)
-        while not client.blocked and client.unacknowledged < WINDOW and client.position < self.journal.last:
-            events, cursor = self.journal.read(client.position, CHUNK, accept)
-            if cursor == client.position:
-                return  # the rest is not on disk yet
-            sent = self.send(client.identity, Events(events=[msgspec.Raw(e) for e in events], cursor=cursor))
-            if sent is None:
-                client.blocked = True
-                self.loop.call_later(0.02, self._unblock, client)
-                return
-            if sent is False:
-                self.leave(client.identity)
-                return
-            client.position = cursor
-            size = sum(map(len, events))
-            client.unacknowledged += size
-            client.sent.append((cursor, size))
-
-    def _unblock(self, client: Client) -> None:
-        client.blocked = False
-        if self.clients.get(client.identity) is client:
-            self._pump(client)
+        self.cursors.pump_all()
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -599,8 +509,7 @@ class Session:
         if self.stopping is None:
             return
         self.flush()
-        for client in list(self.clients.values()):
-            self.send(client.identity, Goodbye(reason="shutdown", message=self.stopping))
+        self.cursors.dismiss(self.stopping)
         self.tidy_handle.cancel()
         self.engine.close()
         self.ended(self.stopping)
