@@ -243,7 +243,8 @@ def test_a_client_that_never_reads_slows_nobody(serve):
         stuck = idle.events(all=True)
         assert len(session.run("for _ in range(3000): print('x' * 9999)", quiet=True).stdout) == 30_000_000
         assert session.run("1").text == "1"
-        assert sum(len(event.text) for event, _ in zip(stuck, range(1)) if event.kind == "stdout") >= 0
+        first = next(event for event in stuck if event.kind == "stdout")
+        assert first.text.startswith("x")
         stuck.close()
     assert memory(served.server_pid) < 120
 
@@ -335,7 +336,6 @@ def kill_server(served, session):
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not is_alive(pid), what="the server is dead")
     wait_for(lambda: server_pid(served) not in (None, pid), what="another server runs")
-    wait_for(lambda: session._link.state.state != "lost" or True)
 
 
 def server_pid(served):

@@ -93,6 +93,13 @@ print(6)
     assert session.run(code, quiet=True).stdout == "1\n2\n3\n4\n5\n6\n"
 
 
+def test_values_pictures_and_lines_of_a_script_keep_their_order(session):
+    for _ in range(10):
+        run = session._submit("print('a')\n'b'\nprint('c')\n'd'\nprint('e')", mode="script")
+        shown = [event.text.strip() for event in run.events() if event.kind in ("stdout", "result")]
+        assert shown == ["a", "'b'", "c", "'d'", "e"]
+
+
 def test_what_c_prints_arrives_by_the_end_of_the_command(session):
     code = "import ctypes; _ = ctypes.CDLL(None).printf(b'from C %d\\n', 7)"
     assert session.run(code, quiet=True).stdout == "from C 7\n"

@@ -78,8 +78,8 @@ if TYPE_CHECKING:
         TransferError,
         VersionError,
     )
-    from ._prompt import client
     from ._launcher import server
+    from ._prompt import client
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,10 @@ inherited, so a restarted server finds the worker that outlived the last one.
     out, err  bytes as they are printed, by whatever part of the process prints them
 
 Order. The worker flushes what it printed before it sends a frame, and here both FIFOs are
-read empty before a frame is handled: so no result overtakes an earlier line. Between stdout
-and stderr there is only the order in which they were read, as with any two pipes.
+read empty before a frame is handled: so no result overtakes an earlier line. After a frame in
+the middle of a run (`wait`) the worker prints nothing until it hears that we have it: so no later
+line overtakes a result. Between stdout and stderr there is only the order in which they were
+read, as with any two pipes.
 
 Floods. Reading each printed line by itself would cost an event a line. A FIFO that was read
 less than 2 ms ago is therefore left alone for 3 ms, in which a fast printer fills it, while a
@@ -260,6 +262,7 @@ class Engine:
         self.pid: int | None = None
         self.frame = 0
         self.unacknowledged = 0
+        self.is_awaited = False
         self.control: Connection | None = None
         self.side: Connection | None = None
         self.questions: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -329,11 +332,16 @@ class Engine:
             for stream in self.streams:
                 stream.finish()
         self.frame = number
+        self.is_awaited = self.is_awaited or bool(frame.get("wait"))
         self.unacknowledged += 1 + sum(map(len, buffers.values())) // 65536
         self.listener.worker_said(frame, buffers)
 
     def journaled(self) -> None:
-        """All that was handed over is in the journal: a worker that keeps much may forget it."""
+        """All that was handed over is in the journal: tell a worker that waits for that, or that keeps much."""
+        if self.is_awaited and self.control is not None:
+            self.control.send({"type": "received", "received": self.frame})
+            self.is_awaited = False
+            self.unacknowledged = 0
         if self.unacknowledged > 64 and self.side is not None:
             self.side.send({"type": "received", "received": self.frame})
             self.unacknowledged = 0

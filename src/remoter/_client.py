@@ -1,0 +1,451 @@
+"""connect() and the Session it gives: the blocking face of a connection; in the client's process."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal, Self, TextIO
+
+from ._address import Address, parse
+from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError
+from ._link import LinkState
+from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
+from ._run import AskPerson, Inbox, Result, Run, show_displays
+from ._stream import EventStream
+from ._target import Target, Wish, find
+
+__all__ = ["Event", "Info", "Result", "Run", "Session", "connect"]
+
+AFTER_INTERRUPT = 2.0
+"""Seconds that a local Ctrl-C leaves a run to end, before KeyboardInterrupt is raised here."""
+
+_QUERY_TIMEOUT = 30.0
+
+
+class Info(dict[str, Any]):
+    """What a session says of itself or of its objects: read as `info["name"]` or `info.name`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def connect(
+    addr: str | None = None,
+    port: int | str | None = None,
+    password: str | None = None,
+    *,
+    start: bool = False,
+    lang: str = "python",
+    python: str | None = None,
+    timeout: float = 10.0,
+    secure: bool = True,
+    ask: AskPerson | None = None,
+) -> Session:
+    """Connect to a session.
+
+        with remoter.connect("big:55555", password="otter-lamp-nine") as session:
+            print(session.run("1 + 1").text)
+
+    Args:
+        addr: its name, or host, `host:port`, `remoter://host:port/#KEY`; my one session here when left out.
+        port: the server's port, when the address does not say it.
+        password: the server's password; not needed where a key admits us, but verified if given.
+        start: start a session on this machine if none runs.
+        lang, python: the language and the interpreter of a session that is started.
+        timeout: seconds, in all.
+        secure: False only for a server that is insecure on purpose.
+        ask: answers what runs ask, given the prompt and whether typing is hidden; None is end of file.
+
+    Raises:
+        AddressError: the address cannot be meant.
+        ConnectError: nobody was reached. AuthError: we were not admitted.
+        KeyChangedError: the server's key is not the pinned one. VersionError: no common protocol.
+    """
+    return open_session(
+        addr,
+        port,
+        password,
+        start=start,
+        lang=lang,
+        python=python,
+        timeout=timeout,
+        secure=secure,
+        ask=ask,
+    )
+
+
+def open_session(
+    addr: str | None = None,
+    port: int | str | None = None,
+    password: str | None = None,
+    *,
+    start: bool = False,
+    lang: str = "python",
+    python: str | None = None,
+    timeout: float = 10.0,
+    secure: bool = True,
+    ask: AskPerson | None = None,
+    ask_person: AskPerson | None = None,
+    all: bool = False,
+) -> Session:
+    """As `connect`, for our own faces. `ask_person` asks who sits here for a password or about a
+    server's key; `all`: the events of every client are watched.
+    """
+    wish = Wish(password, secure, start, lang, python, time.monotonic() + timeout, ask_person)
+    target = find(parse(addr, port), wish)
+    if not target.is_secure:
+        warnings.warn(
+            f"the connection to {target.where} is not secure: anyone can join in, read and change it",
+            stacklevel=3,
+        )
+    while True:
+        session = Session(target, ask=ask, all=all)
+        try:
+            session._open(wish.remaining)
+        except AuthError as error:
+            # Reached and proved, but our key is not on its list: a password puts it there.
+            if target.keys_again is None or not target.keys_again():
+                raise _not_admitted(target, error) from None
+        else:
+            return session
+
+
+def _not_admitted(target: Target, error: AuthError) -> AuthError:
+    if error.hints:
+        return error
+    hints = [
+        "give the password that the server printed: `password=...`, or REMOTER_PASSWORD for the commands"
+    ]
+    return AuthError(f"{target.where} does not admit this client's key", cause=error.cause, hints=hints)
+
+
+class Session:
+    """A connection to a session: leaving it closes the connection, never the session.
+
+    It may be used from several threads. It does not survive a fork.
+    """
+
+    def __init__(self, target: Target, *, ask: AskPerson | None = None, all: bool = False) -> None:
+        self._target = target
+        self._client = secrets.token_hex(8)
+        self._lock = threading.Lock()
+        self._n = 0
+        self._inbox = Inbox(self._client, ask)
+        self._link = target.link(self._inbox, self._client, all=all)
+        self._inbox.link = self._link
+        weakref.finalize(self, self._link.abandon).atexit = False
+        self._link.start()
+
+    def _open(self, timeout: float) -> Attached:
+        return self._link.wait_open(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session {self._address}: {self._link.state.state}>"
+
+    # --- running -----------------------------------------------------------------------------
+
+    def run(
+        self, code: str, *, quiet: bool = False, check: bool = True, timeout: float | None = None
+    ) -> Result:
+        """Run the code and wait. What it prints appears here live, in the calling thread, unless `quiet`.
+
+        Ctrl-C interrupts the code, waits 2 s for it to end, and raises KeyboardInterrupt.
+
+        Args:
+            code: statements; the value of a last expression is `.text` of the result.
+            quiet: print nothing here; the result has it all the same.
+            check: raise if the code raised; otherwise look at `.status`.
+            timeout: seconds to wait; the run goes on afterwards.
+
+        Raises:
+            RunError: the code raised; its `str` is the traceback, `.result` the rest.
+            RunInterruptedError, SessionDiedError: it was interrupted; the interpreter died.
+            RunTimeoutError: `.run` can be waited for again.
+            LinkLostError: the session has ended.
+        """
+        run: Run | None = None
+        output = _Output(quiet)
+        try:
+            run = self._submit(code, width=_width())
+            output.follow(run, timeout)
+        except KeyboardInterrupt:
+            if run is not None:
+                run.interrupt()
+                with contextlib.suppress(RunTimeoutError, RemoterError):
+                    output.follow(run, AFTER_INTERRUPT)
+            raise
+        result = run._make_result()
+        if check:
+            run._raise_if_failed(result)
+        return result
+
+    def submit(self, code: str) -> Run:
+        """Hand in the code and return at once; runs are run in order."""
+        return self._submit(code)
+
+    def interrupt(self) -> bool:
+        """Interrupt the current run, whoever started it. Returns whether there was one."""
+        return bool(
+            _outcome(self._link.interrupt(None), _QUERY_TIMEOUT, self._where).get("interrupted", True)
+        )
+
+    def restart(self) -> None:
+        """Give the session a new interpreter; its variables are gone, what it printed is kept."""
+        self._query("restart", timeout=120.0)
+
+    # --- asking ------------------------------------------------------------------------------
+
+    def is_complete(self, code: str) -> Info:
+        """Whether the code is whole: `.status` complete, incomplete or invalid, `.indent` to go on with."""
+        return Info(self._query("is_complete", code))
+
+    def complete(self, code: str, cursor: int | None = None) -> Info:
+        """What could stand at the cursor (its end): `.matches` for what stands from `.start` to `.end`."""
+        return Info(self._query("complete", code, len(code) if cursor is None else cursor))
+
+    def inspect(self, expr: str) -> Info:
+        """What an object is: `.found`, `.text`."""
+        return Info(self._query("inspect", expr, len(expr)))
+
+    def variables(self) -> list[Info]:
+        """The session's own variables: `.name`, `.type`, `.shape`, `.size`, `.text` of each."""
+        return [Info(variable) for variable in self._query("variables").get("variables", [])]
+
+    @property
+    def info(self) -> Info:
+        """name, lang, version, host, pid (of the interpreter), server_pid, cwd, started, busy,
+        clients, secure, link, rtt (seconds). While the link is lost: as it was last known.
+        """
+        self._link.check()
+        answer = self._link.query("info")
+        deadline = time.monotonic() + _QUERY_TIMEOUT
+        while self._link.state.state == "ok" and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError, LinkLostError):
+                self._inbox.info = answer.result(0.25)  # the link may be found lost meanwhile
+                break
+        answer.cancel()
+        self._link.check()
+        return Info(self._inbox.info, link=self._link.state.state, rtt=self._link.rtt)
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether both ends have proved who they are and nobody in between can read."""
+        return self._target.is_secure
+
+    def events(self, since: int | None = None, all: bool = False) -> EventStream:
+        """Everything that the session puts out, live, over a connection of its own.
+
+        Args:
+            since: the highest event number already known; 0: everything that is kept; None: only what comes.
+            all: what belongs to any client; otherwise what is mine or nobody's.
+        """
+        self._link.check()
+        return EventStream(self._target, self._client, since, all)
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connection; the session and its runs go on."""
+        self._link.close()
+
+    def shutdown(self) -> None:
+        """End the session for everyone, with all that it holds."""
+        self._query("shutdown")
+        self._link.closed.wait(10.0)
+        self.close()
+
+    # --- for our own faces -------------------------------------------------------------------
+
+    @property
+    def _address(self) -> Address:
+        return self._target.address
+
+    @property
+    def _greeting(self) -> str:
+        return self._target.greeting
+
+    @property
+    def _where(self) -> str:
+        return self._target.where
+
+    @property
+    def _is_here(self) -> bool:
+        return self._target.is_here
+
+    @property
+    def _journal(self) -> str:
+        return self._link.journal or ""
+
+    @property
+    def _last_event(self) -> int:
+        return self._link.last or 0
+
+    @property
+    def _pending_asks(self) -> list[Event]:
+        return list(self._inbox.asks.values())
+
+    def _submit(
+        self,
+        code: str,
+        *,
+        mode: Literal["prompt", "script"] = "prompt",
+        filename: str | None = None,
+        keep_going: bool = False,
+        timer: bool = False,
+        width: int | None = None,
+        color: bool | None = None,
+        detached: bool = False,
+    ) -> Run:
+        _check_code(code)
+        with self._lock:
+            self._link.check()
+            self._n += 1
+            run = Run((self._client, self._n), self._link, self._inbox)
+            self._inbox.runs[self._n] = run
+            try:
+                self._link.submit(
+                    Submit(
+                        n=self._n,
+                        session=self._link.session,
+                        code=code,
+                        mode=mode,
+                        filename=filename,
+                        keep_going=keep_going,
+                        timer=timer,
+                        width=width or 0,
+                        color=bool(color),
+                        detached=detached,
+                    )
+                )
+            except BaseException:
+                self._inbox.runs.pop(self._n, None)
+                raise
+        return run
+
+    def _watch(
+        self, on_event: Callable[[Event], None], on_link: Callable[[LinkState], None]
+    ) -> Callable[[], None]:
+        """Call these on the loop thread for each event and state of the link. Returns what stops it."""
+        watcher = (on_event, on_link)
+        self._inbox.watchers.append(watcher)
+
+        def stop() -> None:
+            if watcher in self._inbox.watchers:
+                self._inbox.watchers.remove(watcher)
+
+        return stop
+
+    def _answer(self, run: RunId, ask: int, text: str | None) -> None:
+        self._inbox.answer(run, ask, text)
+
+    def _query(
+        self, what: str, code: str = "", cursor: int = 0, timeout: float = _QUERY_TIMEOUT
+    ) -> dict[str, Any]:
+        return _outcome(self._link.query(what, code, cursor), timeout, self._where)
+
+
+# --- printing what comes ---------------------------------------------------------------------
+
+
+class _Output:
+    """Prints what a run puts out, in the thread that waits for it."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.shown = 0
+
+    def follow(self, run: Run, timeout: float | None) -> None:
+        """Print until the run ends; raises what waiting raises."""
+        try:
+            for _ in run._follow(timeout, tell=not self.quiet):
+                self._show_new(run)
+        finally:
+            self._show_new(run)
+
+    def _show_new(self, run: Run) -> None:
+        events = run._events
+        if self.quiet or self.shown >= len(events):
+            return
+        while self.shown < len(events):
+            event = events[self.shown]
+            self.shown += 1
+            if event.kind == "stdout":
+                _write(sys.stdout, event.text or "")
+            elif event.kind == "stderr" or (event.kind == "notice" and event.text):
+                _write(sys.stderr, event.text or "")
+            elif event.kind == "display":
+                show_displays([dict(event.data or {})])
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Write text of the session, also where our stream's encoding lacks a character of it."""
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+# --- small things ----------------------------------------------------------------------------
+
+
+def _width() -> int:
+    try:
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    except (AttributeError, ValueError):
+        return 0
+
+
+def _check_code(code: str) -> None:
+    if not isinstance(code, str):
+        raise TypeError(f"code is a str, not {type(code).__name__}")
+    if len(code) > LONGEST_CODE or len(_encoded(code)) > LONGEST_CODE:
+        raise RemoterError(
+            f"the code is longer than {LONGEST_CODE >> 20} MB",
+            hints="put its data into a file",
+            id="code",
+        )
+
+
+def _encoded(code: str) -> bytes:
+    try:
+        return code.encode()
+    except UnicodeEncodeError as error:
+        raise RemoterError(
+            f"the code holds half a character, {code[error.start]!r}, at position {error.start}",
+            cause="a lone surrogate is no text in any encoding",
+            id="code",
+        ) from None
+
+
+def _outcome(future: Future[dict[str, Any]], timeout: float, where: str) -> dict[str, Any]:
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        future.cancel()  # or it would be asked again over the next connection
+        raise LinkLostError(f"{where} did not answer within {timeout:g} s", id="timeout") from None

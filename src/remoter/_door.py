@@ -1,0 +1,532 @@
+"""The one TCP port: a thread in the server's process; and the relay, which is the same code in a process of its own.
+
+The door looks at the first byte of each connection. 0xFF is ZeroMQ: its bytes are copied, unread,
+to the server's CURVE socket and back. `REMOTER/` is the hello dialogue (`_hello`). A browser gets
+a line of text. All else is closed. It never runs user code and never waits for anyone.
+
+What a stranger can do here is bounded: until the server has admitted him he gets 1 KiB inward,
+10 s, and one of a limited number of places; when these are taken the oldest stranger goes, so
+that a crowd of silent ones keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import errno
+import ipaddress
+import logging
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ._address import DEFAULT_PORT, check_port, parse
+from ._errors import AddressError, RemoterError
+from ._hello import Hello
+from ._login import place
+from ._splice import BUFFER, Splice
+
+log = logging.getLogger("remoter.door")
+
+Target = Path | tuple[str, int]
+"""Where ZeroMQ connections go: a unix socket, or a host and its port."""
+
+STRANGER_BYTES = 1024
+"""Bytes that pass inward before that. CURVE needs 64 + 202 (HELLO) + 301 (INITIATE) = 567, and 822
+with the longest routing id; what is above waits outside."""
+
+HELLO_BYTES = 16 * 1024
+HELLO_TIME = 600.0
+"""The same for a hello that passes through a relay: bytes inward, and seconds in all."""
+
+SILENCE = 10.0
+"""Seconds in which a stranger has to be admitted."""
+
+BACKLOG = 512
+PAUSE_WITHOUT_DESCRIPTORS = 0.5
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+VERBS = (
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"OPTIONS ",
+    b"DELETE ",
+    b"PATCH ",
+    b"CONNECT ",
+    b"TRACE ",
+    b"PRI ",
+)
+
+_TEXT = b"""This is a port of remoter, not of a web server.
+Use it with:  remoter client HOST:PORT   or, in Python:  remoter.client("HOST", PORT)
+"""
+WEB_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_TEXT), _TEXT)
+)
+
+
+class Limits(NamedTuple):
+    """How many connections there may be. Loopback has a larger share: tunnels and relays come from there."""
+
+    total: int
+    strangers: int
+    one_address: int
+    loopback: int
+
+    @classmethod
+    def of_this_process(cls) -> Limits:
+        """As many as there are descriptors for, of which each connection takes 3."""
+        descriptors = raise_descriptor_limit()
+        total = max(4, (descriptors - min(128, descriptors // 3)) // 3)
+        strangers = max(3, min(1024, total // 2))
+        return cls(total, strangers, max(2, strangers // 8), max(2, strangers * 3 // 4))
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many descriptors as it may have, 65536 at most; how many that are."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (65536, 10240):  # macOS takes no more than the second
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        if soft == resource.RLIM_INFINITY or wanted <= soft:
+            break
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return 65536 if soft == resource.RLIM_INFINITY else soft
+
+
+# --- one who comes ---------------------------------------------------------------------------
+
+
+class _Visitor:
+    """One connection, from its acceptance to its end."""
+
+    __slots__ = ("address", "connection", "is_logging_in", "name", "task")
+
+    def __init__(self, connection: socket.socket, address: str, port: int) -> None:
+        self.connection = connection
+        self.address = address
+        self.name = place(address, port)
+        self.is_logging_in = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class _SocketLine:
+    """What the hello dialogue reads from and writes to."""
+
+    def __init__(self, connection: socket.socket, early: bytes) -> None:
+        self._connection, self._read = connection, early
+
+    async def readexactly(self, n: int, /) -> bytes:
+        loop = asyncio.get_running_loop()
+        while len(self._read) < n:
+            data = await loop.sock_recv(self._connection, 8192)
+            if not data:
+                raise EOFError
+            self._read += data
+        data, self._read = self._read[:n], self._read[n:]
+        return data
+
+    async def write(self, data: bytes, /) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._connection, data)
+
+
+class _Strangers:
+    """Who was not admitted yet, by address, oldest first; and who has to go when there are too many."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._of: dict[str, collections.OrderedDict[_Visitor, None]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, visitor: _Visitor) -> Iterator[_Visitor]:
+        """Take him in; those who have to go for him."""
+        mine = self._of.setdefault(visitor.address, collections.OrderedDict())
+        mine[visitor] = None
+        self._count += 1
+        is_near = ipaddress.ip_address(visitor.address.partition("%")[0]).is_loopback
+        if len(mine) > (self._limits.loopback if is_near else self._limits.one_address):
+            yield self._oldest(mine)
+        elif self._count > self._limits.strangers:
+            yield self.oldest_of_most()
+
+    def oldest_of_most(self) -> _Visitor:
+        """The oldest of the address that has the most."""
+        return self._oldest(max(self._of.values(), key=len))
+
+    def remove(self, visitor: _Visitor) -> bool:
+        """Whether he was one."""
+        mine = self._of.get(visitor.address)
+        if mine is None or visitor not in mine:
+            return False
+        del mine[visitor]
+        self._count -= 1
+        if not mine:
+            del self._of[visitor.address]
+        return True
+
+    @staticmethod
+    def _oldest(visitors: collections.OrderedDict[_Visitor, None]) -> _Visitor:
+        """Somebody who is typing a password goes last."""
+        return next((one for one in visitors if not one.is_logging_in), next(iter(visitors)))
+
+
+# --- the door --------------------------------------------------------------------------------
+
+
+class Door:
+    """Accepts at the listening sockets, in a thread of its own, and joins to `target` who speaks ZeroMQ.
+
+    Args:
+        listeners: bound and listening TCP sockets; closed by `stop`.
+        target: the server's unix socket; or host and port, for a relay.
+        hello: answers `REMOTER/`; None passes it on too, as a relay does.
+        limits: how many connections there may be.
+        report: is told of each connection in one line, in the door's thread.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        target: Target,
+        hello: Hello | None,
+        *,
+        limits: Limits | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self._listeners = list(listeners)
+        self._target = target
+        self._hello = hello
+        self._limits = limits or Limits.of_this_process()
+        self._report = report or log.info
+        self._strangers = _Strangers(self._limits)
+        self._visitors: set[_Visitor] = set()
+        self._view = memoryview(bytearray(BUFFER))
+        self._thread = threading.Thread(target=self._run, name="remoter-door", daemon=True)
+
+    def start(self) -> None:
+        """Open the door."""
+        self._loop = asyncio.SelectorEventLoop(selectors.DefaultSelector())
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._loop.add_reader(listener, self._accept, listener)
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Close the door and every connection. A second call does nothing."""
+        if not self._thread.is_alive():
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many connections there are, and how many of them are not admitted yet."""
+        return len(self._visitors), len(self._strangers)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._close())
+        finally:
+            self._loop.close()
+            if self._hello is not None:
+                self._hello.close()
+
+    async def _close(self) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        tasks = [visitor.task for visitor in self._visitors if visitor.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(64):
+            try:
+                connection, (address, port, *_) = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listener, error)
+                return
+            connection.setblocking(False)
+            self._welcome(_Visitor(connection, address, port))
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        """Out of descriptors: whoever waits stays readable, so without a pause this would spin."""
+        log.warning("cannot accept a connection: %s", error.strerror)
+        if error.errno in NO_DESCRIPTORS and len(self._strangers):
+            self._dismiss(self._strangers.oldest_of_most())
+        self._loop.remove_reader(listener)
+        self._loop.call_later(
+            PAUSE_WITHOUT_DESCRIPTORS, self._loop.add_reader, listener, self._accept, listener
+        )
+
+    def _welcome(self, visitor: _Visitor) -> None:
+        if len(self._visitors) >= self._limits.total:
+            if not len(self._strangers):
+                log.warning("too many connections: %s is closed", visitor.name)
+                visitor.connection.close()
+                return
+            self._dismiss(self._strangers.oldest_of_most())
+        self._visitors.add(visitor)
+        for one in self._strangers.add(visitor):
+            self._dismiss(one)
+        visitor.task = self._loop.create_task(self._visit(visitor))
+        visitor.task.add_done_callback(lambda task: self._left(visitor))
+
+    def _dismiss(self, visitor: _Visitor) -> None:
+        log.debug("too many strangers: %s is closed", visitor.name)
+        self._strangers.remove(visitor)
+        if visitor.task is not None:
+            visitor.task.cancel()
+
+    async def _visit(self, visitor: _Visitor) -> None:
+        """The whole of one connection."""
+        connection = visitor.connection
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(SILENCE) as deadline:
+                kind, early = await _first_words(connection)
+                if kind == "hello":
+                    deadline.reschedule(None)
+                    visitor.is_logging_in = True
+                    if self._hello is not None:
+                        await self._hello.answer(_SocketLine(connection, early), visitor.address)
+                        await _close_gently(connection)
+                    else:
+                        deadline.reschedule(self._loop.time() + HELLO_TIME)
+                        await self._splice(visitor, early, HELLO_BYTES, deadline)
+                elif kind == "zmtp":
+                    await self._splice(visitor, early, STRANGER_BYTES, deadline)
+                elif kind == "web":
+                    await self._loop.sock_sendall(connection, WEB_ANSWER)
+                    await _close_gently(connection)
+        except TimeoutError:
+            log.debug("%s was not admitted in time", visitor.name)
+        except OSError as error:
+            log.debug("connection of %s ended: %s", visitor.name, error)
+
+    def _left(self, visitor: _Visitor) -> None:
+        """The end of a visit: also of one that was called off before it had begun."""
+        visitor.connection.close()
+        self._strangers.remove(visitor)
+        self._visitors.discard(visitor)
+
+    async def _splice(
+        self, visitor: _Visitor, early: bytes, allowance: int, deadline: asyncio.Timeout
+    ) -> None:
+        try:
+            inner = await _open(self._target)
+        except OSError as error:
+            self._report(f"{visitor.name}: closed, nothing listens on {_text(self._target)} ({error})")
+            return
+        self._report(f"{visitor.name}: connected to {_text(self._target)}")
+
+        def admitted() -> None:
+            deadline.reschedule(None)
+            self._strangers.remove(visitor)
+
+        with inner:
+            splice = Splice(visitor.connection, inner, self._view, allowance, admitted)
+            try:
+                splice.start(early)
+                await splice.done
+            finally:
+                splice.stop()
+
+
+async def _first_words(connection: socket.socket) -> tuple[str, bytes]:
+    """What kind of visitor this is, and what he said so far."""
+    loop = asyncio.get_running_loop()
+    early = b""
+    while True:
+        data = await loop.sock_recv(connection, STRANGER_BYTES - len(early))
+        early += data
+        kind = kind_of(early)
+        if kind or not data:
+            return kind, early
+
+
+def kind_of(early: bytes) -> str:
+    """`zmtp`, `hello`, `web` or `other`, from the first bytes; empty if they are too few to tell."""
+    if early[:1] == b"\xff":
+        return "zmtp"
+    for kind, word in [("hello", b"REMOTER/"), *(("web", verb) for verb in VERBS)]:
+        if early.startswith(word):
+            return kind
+        if word.startswith(early):
+            return ""
+    return "other"
+
+
+async def _open(target: Target) -> socket.socket:
+    """A connection to the target. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    if isinstance(target, Path):
+        inner = socket.socket(socket.AF_UNIX)
+        try:
+            inner.setblocking(False)
+            await _connect_unix(inner, target)
+        except BaseException:
+            inner.close()
+            raise
+        return inner
+    problem = OSError(f"no address of {target[0]}")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(*target, type=socket.SOCK_STREAM):
+        inner = socket.socket(family, kind, protocol)
+        try:
+            inner.setblocking(False)
+            await loop.sock_connect(inner, address)
+            inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            inner.close()
+            problem = error
+        except BaseException:
+            inner.close()
+            raise
+        else:
+            return inner
+    raise problem
+
+
+async def _connect_unix(inner: socket.socket, path: Path) -> None:
+    """A unix socket connects at once, or says that the backlog is full; there is nothing to wait on then."""
+    while True:
+        try:
+            inner.connect(str(path))
+        except BlockingIOError:
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+async def _close_gently(connection: socket.socket) -> None:
+    """Let the last words arrive: a socket closed with something unread in it takes back what it sent."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError, TimeoutError):
+        connection.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(2):
+            while await loop.sock_recv(connection, 8192):
+                pass
+
+
+def _text(target: Target) -> str:
+    return str(target) if isinstance(target, Path) else place(*target)
+
+
+# --- the relay -------------------------------------------------------------------------------
+
+
+def relay(
+    addr: str,
+    recvport: int = 55556,
+    sendport: int = DEFAULT_PORT,
+    *,
+    listen: str = "127.0.0.1",
+    verbose: bool = False,
+) -> None:
+    """Pass connections on to a session on another machine, until Ctrl-C.
+
+    The relay reads nothing: encryption goes through it from end to end. Relays can be chained.
+
+    Args:
+        addr: the session's host, or host:port.
+        recvport: where to listen; 0 takes a free one.
+        sendport: the session's port.
+        listen: the address to listen on; `0.0.0.0` or `::` for all of this machine.
+        verbose: print a line for each connection.
+
+    Raises:
+        AddressError: an address or port that cannot be meant, or a relay to itself.
+        RemoterError: the port is taken.
+    """
+    recvport = check_port(recvport)
+    goal = parse(addr, None if sendport == DEFAULT_PORT else sendport)
+    if goal.kind not in ("word", "tcp"):
+        raise AddressError(f"a relay cannot go to `{addr}`", hints="write host and port: `big:55555`")
+    target = (goal.host or goal.word, goal.port or sendport)
+    if target[1] == recvport and _is_here(target[0]):
+        raise AddressError(
+            f"the relay would send to itself: `{place(*target)}` is this machine and this port",
+            hints=f"give it another port: `--recvport {recvport + 1 if recvport < 65535 else 1024}`",
+        )
+    listeners = _listen(listen, recvport)
+    door = Door(listeners, target, None, report=_say if verbose else log.info)
+    _say(f"relay from {place(*listeners[0].getsockname()[:2])} to {place(*target)}; Ctrl-C ends it")
+    door.start()
+    try:
+        _wait_for_the_end()
+    finally:
+        door.stop()
+
+
+def _wait_for_the_end() -> None:
+    over = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        over.wait()
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: over.set())
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            over.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address of that name, all on one port."""
+    listeners: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            if listeners and port == 0:
+                address = (address[0], listeners[0].getsockname()[1], *address[2:])
+            listeners.append(socket.create_server(address, family=family, backlog=BACKLOG))
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise RemoterError(
+                f"port `{port}` is taken", hints="`--recvport 0` takes a free one", id="port-taken"
+            ) from None
+        raise AddressError(
+            f"cannot listen on `{place(host, port)}`", cause=error.strerror or str(error)
+        ) from None
+    return listeners
+
+
+def _is_here(host: str) -> bool:
+    """Whether the host is this machine: only its own addresses can be bound."""
+    with contextlib.suppress(OSError):
+        for family, _, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM):
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.bind(address)
+                return True
+    return False
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

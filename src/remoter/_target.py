@@ -1,0 +1,493 @@
+"""Where an address leads and with which keys; in the client's process, before it connects and when it comes back.
+
+The order in which a word is understood: a session of mine on this machine, a saved name, a host.
+The keys come from the session's connection file, or from a password, or were trusted before;
+else a person is shown the server's fingerprint and asked, and where there is none, nothing is sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ._address import DEFAULT_PORT, Address, key_from_text, key_to_text, parse
+from ._config import (
+    Record,
+    config_directory,
+    host_name,
+    read_private,
+    record_path,
+    records,
+    write_private,
+)
+from ._connection import Place
+from ._errors import AddressError, AuthError, ConnectError, KeyChangedError, LinkLostError, RemoterError
+from ._link import Link, Owner
+from ._login import ask_server, key_changed, login
+from ._run import AskPerson, ask_at_terminal, is_person_here
+from ._security import INSECURE_KEYS, KeyPair, Pins, client_keys, fingerprint, new_keys
+
+GUESSES = 3
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A session that can be connected to.
+
+    Attributes:
+        locate: where it is now, with the keys; raises LinkLostError when it has ended.
+        where: its name in messages to people.
+        address: what to type to come back.
+        greeting: which meaning the address had.
+        keys_again: called when a key was not admitted; asks for a password and returns whether that helped.
+        diagnose: what is wrong with a server that breaks off handshakes.
+    """
+
+    locate: Callable[[], Place]
+    where: str
+    address: Address
+    greeting: str
+    is_secure: bool = True
+    is_here: bool = False
+    keys_again: Callable[[], bool] | None = None
+    diagnose: Callable[[], RemoterError | None] | None = None
+
+    def link(self, owner: Owner, client: str, **how: Any) -> Link:
+        """A link to it for that client, not yet started."""
+        return Link(
+            self.locate,
+            owner,
+            client=client,
+            where=self.where,
+            label=_label(),
+            diagnose=self.diagnose,
+            **how,
+        )
+
+
+@dataclass
+class Wish:
+    """What the caller of `connect` wants, beside the address."""
+
+    password: str | None = None
+    secure: bool = True
+    start: bool = False
+    lang: str = "python"
+    python: str | None = None
+    deadline: float = float("inf")
+    ask: AskPerson | None = None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that are left, at least a few."""
+        return min(max(self.deadline - time.monotonic(), 0.05), 1e6)
+
+    def ask_person(self, text: str, hidden: bool) -> str | None:
+        """The person's answer; None where there is nobody. Thinking does not count as waiting."""
+        ask = self.ask or (ask_at_terminal if is_person_here() else None)
+        before = time.monotonic()
+        answer = ask(text, hidden) if ask is not None else None
+        self.deadline += time.monotonic() - before
+        return answer
+
+
+def find(address: Address, wish: Wish) -> Target:
+    """What the address means, here and now.
+
+    Raises:
+        AddressError, ConnectError, AuthError, KeyChangedError: nothing that can be connected to.
+    """
+    if address.kind == "none":
+        return _only_session(wish)
+    if address.kind == "ssh":
+        tunnel = (
+            f"ssh -L {DEFAULT_PORT}:localhost:{DEFAULT_PORT} {address.user + '@' if address.user else ''}"
+        )
+        raise AddressError(
+            f"address `{address}` goes through ssh, which this version leaves to you",
+            hints=f"run `{tunnel}{address.host}` and then connect to `localhost:{DEFAULT_PORT}`",
+        )
+    if address.kind == "tcp":
+        return _host(address, wish, f"host {address.host}, port {address.port}")
+    for record in records():
+        if record.is_here and record.name == address.word:
+            return _session(record, wish)
+    if (saved := saved_names().get(address.word)) is not None:
+        greeting = f"saved name `{address.word}`, which is {saved}"
+        return _host(saved, wish, greeting, label=address.word, again=address)
+    if wish.start:
+        return _session(_start(wish, address.word), wish)
+    return _word_as_host(address, wish)
+
+
+def _word_as_host(address: Address, wish: Wish) -> Target:
+    mine_there = [record for record in records() if record.host == address.word and not record.is_here]
+    if len(mine_there) == 1:
+        return _session(mine_there[0], wish)
+    host = Address("tcp", host=address.word, port=DEFAULT_PORT, text=address.text)
+    try:
+        return _host(host, wish, f"host {address.word}, port {DEFAULT_PORT}")
+    except ConnectError as error:
+        raise ConnectError(
+            f"`{address.word}` is no session here, no saved name, and no host where a session answers",
+            cause=": ".join(filter(None, [error.message, error.cause])),
+            hints=[
+                f"`remoter server --name {address.word}` starts a session of that name here",
+                *error.hints,
+            ],
+            id=error.id,
+        ) from None
+
+
+def _label() -> str:
+    """Who we are, for the people who look at a session's clients."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no entry in the password file
+        user = "somebody"
+    return f"{user}@{host_name()} pid {os.getpid()}"
+
+
+# --- sessions of mine ------------------------------------------------------------------------
+
+
+def _only_session(wish: Wish) -> Target:
+    here = [record for record in records() if record.is_here]
+    if len(here) == 1:
+        return _session(here[0], wish)
+    if here:
+        names = ", ".join(f"`{record.name}`" for record in here)
+        raise ConnectError(
+            f"{len(here)} sessions run on this machine: {names}",
+            hints=[
+                f"name the one you mean, as in `remoter client {here[0].name}`",
+                "`remoter ls` tells more",
+            ],
+            id="several",
+        )
+    if wish.start:
+        return _session(_start(wish, None), wish)
+    raise ConnectError(
+        "no session runs on this machine",
+        hints=[
+            "`remoter server` starts one",
+            "or start it with the connection: `remoter.connect(start=True)`",
+        ],
+        id="no-session",
+    )
+
+
+def _session(record: Record, wish: Wish) -> Target:
+    """A session whose connection file we have: no password is needed, but a given one must be right."""
+    where = f"session `{record.name}`" if record.is_here else f"session `{record.name}` on {record.host}"
+    _check_secure(record.secure, wish.secure, where)
+    if not record.is_here and record.listen.strip("[]") in _LOOPBACK:
+        raise ConnectError(
+            f"{where} can be reached only from {record.host} itself",
+            cause=f"it listens on {record.listen} there",
+            hints=[
+                f"start it with `remoter server --listen {record.host}`",
+                f"or run `ssh -L {record.port}:localhost:{record.port} {record.host}` and connect to `localhost:{record.port}`",
+            ],
+        )
+    if wish.password is not None and record.secure:
+        place = _place(record)
+        login(
+            place.host,
+            place.port,
+            wish.password,
+            KeyPair(record.client_public, record.client_secret),
+            expected=record.server_public,
+            timeout=wish.remaining,
+            patience=wish.remaining,
+            on_wait=_tell_wait,
+        )
+    if record.is_here:
+        address, on = Address("word", word=record.name), "on this machine"
+    else:
+        address, on = Address("tcp", host=record.host, port=record.port), f"on {record.host}"
+    return Target(
+        locate=lambda: _locate(record),
+        where=where,
+        address=address,
+        greeting=f"session `{record.name}` {on}",
+        is_secure=record.secure,
+        is_here=record.is_here,
+    )
+
+
+def _locate(first: Record) -> Place:
+    """Where the session of that record is now; its file is read again each time."""
+    try:
+        record = msgspec.json.decode(read_private(record_path(first.host, first.name)), type=Record)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        record = None
+    if record is None or not record.is_alive:
+        raise LinkLostError(
+            f"session `{first.name}` has ended",
+            hints=f"what it printed is kept for 7 days: `remoter log {first.name}`",
+            id="ended",
+        )
+    if record.journal != first.journal:
+        raise LinkLostError(
+            f"session `{first.name}` has ended", cause="another session has that name now", id="ended"
+        )
+    return _place(record)
+
+
+def _place(record: Record) -> Place:
+    keys = KeyPair(record.client_public, record.client_secret)
+    path = str(record.socket) if record.is_here and record.socket.exists() else None
+    listen = record.listen.strip("[]")
+    if listen in ("", "0.0.0.0", "::", "*"):  # noqa: S104 - compared, not bound
+        listen = "127.0.0.1" if record.is_here else record.host
+    return Place(keys, record.server_public, path, listen, record.port)
+
+
+def _start(wish: Wish, name: str | None) -> Record:
+    """Start a session here and wait for it."""
+    command = [sys.executable, "-m", "remoter", "server", "--background", "--json"]
+    command += ["--name", name] if name else []
+    command += ["--lang", wish.lang] if wish.lang != "python" else []
+    command += ["--python", wish.python] if wish.python else []
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=wish.remaining,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConnectError("no session could be started in time", hints="give a longer timeout") from None
+    try:
+        said = json.loads(done.stdout)
+        started = str(said["name"] if "name" in said else said["record"]["name"])
+    except (ValueError, KeyError, TypeError):
+        raise ConnectError(
+            "no session could be started on this machine",
+            cause=(done.stderr or done.stdout).strip() or f"exit code {done.returncode}",
+            hints="`remoter server` shows what happens",
+        ) from None
+    for record in records():
+        if record.is_here and record.name == started:
+            return record
+    raise ConnectError(f"session `{started}` was started and has ended again")
+
+
+# --- hosts -----------------------------------------------------------------------------------
+
+
+def _own_record(address: Address) -> Record | None:
+    """The connection file for that host and port, if the session is mine: its keys need no password."""
+    for record in records():
+        is_its_host = address.host == record.host or (
+            record.is_here and address.host in (*_LOOPBACK, host_name(), record.listen)
+        )
+        if record.port == address.port and is_its_host:
+            return record
+    return None
+
+
+def _is_mine(public: str) -> bool:
+    """Whether a connection file of mine names that key: then it is trusted, also through a tunnel."""
+    return any(record.server_public == public and record.secure for record in records())
+
+
+def _host(
+    address: Address, wish: Wish, greeting: str, *, label: str = "", again: Address | None = None
+) -> Target:
+    record = _own_record(address)
+    if record is not None and address.key in (None, record.server_public):
+        target = _session(record, wish)
+        return dataclasses.replace(
+            target,
+            locate=lambda: dataclasses.replace(_locate(record), socket=None, host=address.host),
+            address=again or address,
+            greeting=f"{greeting}: {target.greeting}",
+        )
+    return _Login(address, wish, label).target(greeting, again or address)
+
+
+class _Login:
+    """How one client gets the keys for a server that it reaches over TCP."""
+
+    def __init__(self, address: Address, wish: Wish, label: str) -> None:
+        assert address.port is not None
+        self.address, self.wish = address, wish
+        self.host, self.port = address.host, address.port
+        self.where = f"`{address.host}:{address.port}`"
+        self.hello = ask_server(self.host, self.port, wish.remaining, secure=wish.secure)
+        self.label = label or f"{self.host}:{self.port} {fingerprint(self.hello.public).split()[0]}"
+        self.keys = client_keys() if self.hello.secure else new_keys()
+        self.public = self._server_key()
+
+    def target(self, greeting: str, again: Address) -> Target:
+        """The target, once the server's key is known."""
+        return Target(
+            locate=lambda: Place(self.keys, self.public, None, self.host, self.port),
+            where=self.where,
+            address=again,
+            greeting=greeting,
+            is_secure=self.hello.secure,
+            keys_again=self._keys_again,
+            diagnose=self._diagnose,
+        )
+
+    def _server_key(self) -> str:
+        if not self.hello.secure:
+            if self.address.key is not None:
+                raise KeyChangedError(
+                    f"{self.where} is insecure, so it cannot have the key that the address names",
+                    hints="someone may sit in between",
+                )
+            return INSECURE_KEYS.public
+        if self.address.key not in (None, self.hello.public):
+            raise key_changed(f"{self.host}:{self.port}", str(self.address.key), self.hello.public)
+        if self.wish.password is not None:
+            return self._log_in(self.wish.password)
+        if (
+            self.address.key is not None
+            or _is_mine(self.hello.public)
+            or Pins().is_trusted(self.hello.public)
+        ):
+            return self.hello.public
+        return self._ask_about_key()
+
+    def _log_in(self, password: str) -> str:
+        public = login(
+            self.host,
+            self.port,
+            password,
+            self.keys,
+            expected=self.address.key or self.hello.public,
+            timeout=self.wish.remaining,
+        )
+        Pins().trust(public, self.label)  # it has proved that it knows the password
+        return public
+
+    def _ask_about_key(self) -> str:
+        """A server that we see for the first time: a password proves it, or a person compares."""
+        if (public := self._ask_password()) is not None:
+            return public
+        question = (
+            f"{self.where} is not known here. The fingerprint of its key:\n"
+            f"    {fingerprint(self.hello.public)}\n"
+            "Does the server show the same (yes/no)? "
+        )
+        answer = self.wish.ask_person(question, False)
+        if (answer or "").strip().lower() in ("y", "yes"):
+            Pins().trust(self.hello.public, self.label)
+            return self.hello.public
+        raise AuthError(
+            f"{self.where} is not known here, and no password was given",
+            cause=f"the fingerprint of its key is {fingerprint(self.hello.public)}",
+            hints=[
+                "give the password that the server printed: `password=...`, or REMOTER_PASSWORD for the commands",
+                "or the whole address that it printed, `remoter://HOST:PORT/#KEY`, with a key that it admits",
+            ],
+            id="unknown-server",
+        )
+
+    def _ask_password(self) -> str | None:
+        """Ask for the password until it is right; None: nobody answers, or he gives none."""
+        if "password" not in self.hello.auth:
+            return None
+        for guess in range(GUESSES):
+            password = self.wish.ask_person(f"password of {self.where}: ", True)
+            if not password:
+                return None
+            try:
+                return self._log_in(password)
+            except AuthError:
+                if guess == GUESSES - 1:
+                    raise
+        return None
+
+    def _keys_again(self) -> bool:
+        """The server does not know our key: a password introduces it."""
+        public = self._ask_password()
+        self.public = public or self.public
+        return public is not None
+
+    def _diagnose(self) -> RemoterError | None:
+        """Whether it is another server that answers there now."""
+        try:
+            hello = ask_server(self.host, self.port, 5.0, secure=None)
+        except RemoterError:
+            return None  # unreachable: that can pass
+        if hello.public == self.public:
+            return None
+        return key_changed(f"{self.host}:{self.port}", self.public, hello.public)
+
+
+def _tell_wait(seconds: float) -> None:
+    """Logins are queued after wrong passwords; a person who waits should know why."""
+    if seconds >= 1 and is_person_here():
+        print(f"-- the login waits {seconds:.0f} s for its turn", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _check_secure(is_secure: bool, wanted: bool, where: str) -> None:
+    if wanted and not is_secure:
+        raise AuthError(
+            f"{where} is not secure: it admits anyone and proves nothing",
+            hints="if that is meant, connect with `secure=False` (`--insecure`)",
+            id="insecure",
+        )
+    if is_secure and not wanted:
+        raise AuthError(f"{where} is secure", hints="leave `secure=False` (`--insecure`) out", id="insecure")
+
+
+# --- saved names -----------------------------------------------------------------------------
+
+
+def saved_names() -> dict[str, Address]:
+    """The addresses that this user gave names, with the keys of their servers."""
+    try:
+        saved = msgspec.json.decode(
+            read_private(config_directory() / "saved.json"), type=dict[str, dict[str, str]]
+        )
+    except FileNotFoundError:
+        return {}
+    except msgspec.MsgspecError as error:
+        path = config_directory() / "saved.json"
+        raise RemoterError(f"cannot read the saved names in `{path}`", cause=str(error)) from None
+    names = {}
+    for name, entry in saved.items():
+        address = parse(entry.get("address"))
+        key = key_from_text(entry["key"]) if entry.get("key") else address.key
+        names[name] = dataclasses.replace(address, key=key)
+    return names
+
+
+def save_name(name: str, address: Address) -> None:
+    """Give an address a name; its key is pinned with it.
+
+    Raises:
+        AddressError: the name is no word, or the address no host.
+    """
+    if parse(name).kind != "word":
+        raise AddressError(f"`{name}` cannot be a name", hints="a name has letters, digits, `-`, `_` and `.`")
+    if address.kind != "tcp":
+        raise AddressError(f"`{address}` needs no name", hints="a name is for a host and its port")
+    saved = {**saved_names(), name: address}
+    entries = {
+        known: {
+            "address": str(dataclasses.replace(place, key=None)),
+            **({"key": key_to_text(place.key)} if place.key else {}),
+        }
+        for known, place in saved.items()
+    }
+    write_private(config_directory() / "saved.json", json.dumps(entries, indent=1).encode())

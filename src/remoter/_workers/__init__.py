@@ -1,0 +1,1 @@
+"""The programs inside the users' interpreters: each is one file that imports nothing of ours."""
