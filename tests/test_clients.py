@@ -36,7 +36,7 @@ def test_runs_of_all_clients_queue_in_the_order_of_their_coming(two):
     wait_for(lambda: runs[0].status == "running", what="the first runs")
     for n in range(6):
         runs.append((ana, ben)[n % 2].submit(f"order.append({n})"))
-        wait_for(lambda: ana.info.waiting == n + 1, what="it is queued")
+        wait_for(lambda wanted=n + 1: ana.info.waiting == wanted, what="it is queued")
     for run in runs:
         run.wait(5)
     assert ana.run("order").text == "[0, 1, 2, 3, 4, 5]"

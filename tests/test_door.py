@@ -111,7 +111,7 @@ def build(home):
     yield start
     for house in houses:
         house.stop()
-        assert not [thread for thread in threading.enumerate() if thread.name == "remoter-door"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "remoter-door"]
 
 
 @pytest.fixture
@@ -141,6 +141,8 @@ class Client:
         return self.socket.recv()
 
     def close(self):
+        if self.context.closed:
+            return
         self.socket.disable_monitor()
         self.monitor.close(0)
         self.socket.close(0)
@@ -275,7 +277,7 @@ def test_guesses_are_delayed_and_never_refused(house):
     with pytest.raises(AuthError, match="no turn") as caught:
         login(LOOPBACK, house.port, PASSWORD, new_keys(), patience=1)
     assert re.search(r"next try in [34] s", caught.value.cause)
-    assert login(LOOPBACK, house.port, PASSWORD, new_keys()) == house.keys.public
+    assert login(LOOPBACK, house.port, PASSWORD, new_keys(), timeout=3) == house.keys.public
 
 
 def test_guesses_for_one_connection_are_counted(build):
@@ -413,7 +415,7 @@ def test_nobody_can_talk_a_secure_client_into_no_security(house, meddler, build)
 
 
 def test_the_other_ends_version_is_named(house, meddler):
-    newer = meddler(house.port, lambda data: data.replace(b'"stretching"', b'"protocol":[7,9],"x"'))
+    newer = meddler(house.port, lambda data: data.replace(b"[1,1]", b"[7,9]"))
     with pytest.raises(VersionError, match=r"here 1 .*7 to 9"):
         ask_server(LOOPBACK, newer.port)
     other = meddler(house.port, lambda data: data.replace(b"REMOTER/1", b"REMOTER/2"))
@@ -594,9 +596,11 @@ GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01CURVE" + bytes(15) + b"\0" + b
 HUGE_FRAME = b"\x02" + struct.pack("!Q", 10 << 30)
 
 
-def test_a_frame_that_claims_ten_gigabytes_costs_no_memory(house):
+def test_a_frame_that_claims_ten_gigabytes_costs_no_memory(build):
+    house = build(password=None)  # stretching one takes 64 MiB for a moment
     before = resident()
     with knock(house, GREETING + HUGE_FRAME) as connection, contextlib.suppress(OSError):
+        connection.settimeout(0.3)
         for _ in range(200):
             connection.sendall(bytes(1 << 16))
     with knock(house, b"\xff" * 9 + bytes(1 << 16)) as connection, contextlib.suppress(OSError):
@@ -679,6 +683,23 @@ def test_a_stranger_too_many_sends_the_oldest_away_not_the_client(build, client)
         two = client(house)
         assert two.shakes_hands()
         assert one.ask() == b"hello"
+
+
+@pytest.mark.parametrize("said", [b"REMOTER/1\n", b"\xff"])
+def test_a_crowd_keeps_out_neither_clients_nor_logins(build, client, said):
+    house = build(limits=Limits(total=40, strangers=6, one_address=6, loopback=6))
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(knock(house, said))
+        keys = new_keys()
+        assert login(LOOPBACK, house.port, PASSWORD, keys) == house.keys.public
+        assert client(house, keys).shakes_hands()
+
+
+def test_a_door_that_was_never_opened_can_be_closed(home):
+    listener = socket.create_server((LOOPBACK, 0))
+    Door([listener], home / "x.sock", None).stop()
+    assert listener.fileno() == -1
 
 
 def test_connections_beyond_the_total_are_closed_and_clients_stay(build, client):
@@ -799,6 +820,25 @@ def test_a_relay_ends_on_sigterm(house, relay):
 def test_a_relay_that_cannot_be_meant_is_refused(arguments, says):
     with pytest.raises(AddressError, match=says):
         remoter.relay(*arguments)
+
+
+@pytest.mark.parametrize("listen", ["localhost", "::1", "::"])
+def test_a_relay_listens_where_it_is_told(listen):
+    from remoter._door import _listen
+
+    listeners = _listen(listen, 0)
+    try:
+        port = listeners[0].getsockname()[1]
+        for host in ["127.0.0.1", "::1"] if listen == "::" else [listen]:
+            socket.create_connection((host, port), timeout=5).close()
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_relay_on_an_address_that_is_not_ours_is_refused():
+    with pytest.raises(AddressError, match="cannot listen"):
+        remoter.relay("big", 0, listen="192.0.2.1")
 
 
 def test_a_relay_on_a_taken_port_is_refused(house):

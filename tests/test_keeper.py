@@ -25,7 +25,10 @@ SERVER = textwrap.dedent(
     keeper, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     said = b""
     while b"\\n" not in said:
-        said += keeper.recv(65536)
+        piece = keeper.recv(65536)
+        if not piece:
+            sys.exit("the keeper ended first")
+        said += piece
     first, _, said = said.partition(b"\\n")
     configuration = json.loads(first)
     def say(message):
@@ -104,6 +107,11 @@ class Started:
         return answer.get("spawned") or answer["failed"]
 
     def kill(self):
+        """End all of it. The keeper is stopped first: it would start a killed server again, which we do not know."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.keeper, signal.SIGSTOP)
+            wait_for(lambda: state_of(self.keeper) in "TZX")
+        self.pids |= children_of(self.keeper)
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -118,12 +126,24 @@ def wait_for(condition, timeout=10.0):
     return value
 
 
-def is_alive(pid):
+def state_of(pid):
+    """The letter that ps shows; X if it is gone."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
+            return file.read().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
+
+
+def is_alive(pid):
+    return state_of(pid) not in "ZX"
+
+
+def children_of(pid):
+    try:
+        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:
+        return set()
 
 
 @pytest.fixture

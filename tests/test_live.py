@@ -135,11 +135,13 @@ def test_a_script_is_served_and_goes_on_afterwards(tmp_path):
 
 def test_the_end_of_a_live_process_ends_its_session(tmp_path):
     code = "import remoter; remoter.server(port=0)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
-        with wait_for(connected) as session:
-            process.kill()
-            with pytest.raises(remoter.RemoterError):
-                session.run("1", timeout=10)
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process,
+        wait_for(connected) as session,
+    ):
+        process.kill()
+        with pytest.raises(remoter.RemoterError):
+            session.run("1", timeout=10)
     wait_for(
         lambda: not list(Path(os.environ["REMOTER_RUNTIME_DIR"]).glob("*/lock")),
         what="the session's files are gone",

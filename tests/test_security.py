@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import stat
 import struct
 import subprocess
@@ -419,8 +418,10 @@ class FakeLine:
 
 @pytest.fixture(scope="module")
 def hello(tmp_path_factory):
-    os.environ["REMOTER_CONFIG_DIR"] = str(tmp_path_factory.mktemp("config") / "remoter")
-    made = Hello(new_keys().public, Keyring(), "geheim", turns=Turns(rate=1e9, burst=1e9))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMOTER_CONFIG_DIR", str(tmp_path_factory.mktemp("config") / "remoter"))
+        keyring = Keyring()
+    made = Hello(new_keys().public, keyring, "geheim", turns=Turns(rate=1e9, burst=1e9))
     yield made
     made.close()
 

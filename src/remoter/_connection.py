@@ -16,13 +16,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from ._messages import FromServer, MessageError, decode_from_server
-from ._security import KeyPair, secure_client_socket
+from ._security import KeyPair, is_readable, secure_client_socket
 
 log = logging.getLogger("remoter.link")
 
@@ -129,10 +129,6 @@ _FAILURES = (
 )
 
 
-def _has_input(socket: zmq.Socket[bytes]) -> bool:
-    return bool(cast(int, socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-
 class Connection:
     """One socket, from connect to close.
 
@@ -164,7 +160,7 @@ class Connection:
             return
         self.unsent.append(data)
         self._flush()
-        if _has_input(self.socket):
+        if is_readable(self.socket):
             self.loop.call_soon(self._readable)
 
     def _flush(self) -> None:
@@ -179,13 +175,11 @@ class Connection:
         for _ in range(MESSAGES_AT_ONCE):
             if self.is_closed:
                 return
-            try:
-                data = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            if self.unsent:
                 self._flush()
-                if _has_input(self.socket):
-                    self.loop.call_soon(self._readable)
+            if not is_readable(self.socket):
                 return
+            data = self.socket.recv(zmq.NOBLOCK)
             self.heard = self.loop.time()
             try:
                 message = decode_from_server(data)
@@ -235,7 +229,7 @@ class Connection:
     def _drain(self) -> None:
         """Read what came before the end: a goodbye, the last events."""
         with contextlib.suppress(zmq.ZMQError):
-            while not self.is_closed and _has_input(self.socket):
+            while not self.is_closed and is_readable(self.socket):
                 self._readable()
 
     def close(self, linger: int = 0) -> None:

@@ -49,6 +49,7 @@ from ._security import (
     answer_zap,
     check_libzmq,
     fingerprint,
+    is_readable,
     load_or_make_keys,
     secure_server_socket,
     server_keys,
@@ -228,10 +229,9 @@ class Server:
         """Take all that is there: libzmq's descriptor tells of a change only once."""
         self.checking = False
         for _ in range(1000):
-            try:
-                frames = self.router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not is_readable(self.router):
                 return
+            frames = self.router.recv_multipart(zmq.NOBLOCK)
             if len(frames) == 2:
                 self._receive(frames[0], frames[1])
         self._check_again()
@@ -404,11 +404,6 @@ class Server:
 def descriptor(socket: zmq.Socket[bytes]) -> int:
     """What a selector watches: readable when the socket's state may have changed."""
     return int(socket.get(zmq.FD))
-
-
-def is_readable(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a message waits."""
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def set_up_log(configuration: dict[str, Any]) -> None:

@@ -181,6 +181,12 @@ class Session:
                 data = {"about": frame.get("about", "worker")}
                 self.emit("notice", run=run, text=text, data=data, frame=number)
 
+    def worker_paused(self) -> None:
+        """All that had come of the worker was handed over: do not wait for the loop's next turn."""
+        if self.flush_handle is not None:
+            self.flush_handle.cancel()
+            self.flush()
+
     def worker_ended(self, end: WorkerEnd) -> None:
         """The interpreter is gone: say so, end its runs, and start a new one if that was asked for."""
         was_ready = bool(self.ledger.session)
@@ -327,6 +333,7 @@ class Session:
         match message:
             case Acknowledge():
                 cursor.acknowledge(message.seq)
+                self.cursors.pump(cursor)
             case Submit():
                 if not cursor.reads_only:
                     self._submit(cursor, message)
@@ -340,8 +347,6 @@ class Session:
                 self._answer(cursor, message)
             case Detach():
                 self.cursors.detach(identity)
-                return
-        self.cursors.pump(cursor)
 
     def _left(self, cursor: Cursor) -> None:
         """A client is gone; what its runs ask is asked of the others."""

@@ -28,7 +28,6 @@ import asyncio
 import codecs
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import struct
@@ -73,6 +72,9 @@ class Listener(Protocol):
 
     def worker_said(self, frame: dict[str, Any], buffers: dict[str, bytes]) -> None:
         """A numbered frame of the worker, handed over once and in order."""
+
+    def worker_paused(self) -> None:
+        """All that had come by now was handed over."""
 
     def worker_ended(self, end: WorkerEnd) -> None:
         """The worker is gone and all that it had printed was handed over."""
@@ -144,9 +146,11 @@ class Connection:
         sock: socket.socket,
         received: Callable[[Connection, dict[str, Any], dict[str, bytes]], None],
         closed: Callable[[Connection], None],
+        paused: Callable[[], None],
     ) -> None:
         self.sock = sock
         self.received = received
+        self.paused = paused
         self.closed = closed
         self.role: str | None = None
         self.loop = asyncio.get_running_loop()
@@ -160,7 +164,7 @@ class Connection:
         """Send a frame; what the worker does not read yet is kept."""
         if not self.open:
             return
-        encoded = json.dumps(header).encode()
+        encoded = msgspec.json.encode(header)
         data = HEADER.pack(len(encoded), 0) + encoded
         if not self.outgoing:
             try:
@@ -203,6 +207,7 @@ class Connection:
         self.incoming += data
         while self.open and (frame := self._take()) is not None:
             self.received(self, *frame)
+        self.paused()
 
     def _take(self) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         if len(self.incoming) < HEADER.size:
@@ -216,13 +221,13 @@ class Connection:
             return None
         body_start = HEADER.size + header_size
         try:
-            header = json.loads(self.incoming[HEADER.size : body_start])
+            header = msgspec.json.decode(self.incoming[HEADER.size : body_start])
             buffers: dict[str, bytes] = {}
             position = body_start
             for key, length in header.pop("buffers", ()):
                 buffers[str(key)] = bytes(self.incoming[position : position + length])
                 position += length
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):  # msgspec's errors are ValueErrors
             self.close()  # user code wrote to our socket: start afresh
             return None
         del self.incoming[:end]
@@ -263,6 +268,7 @@ class Engine:
         self.frame = 0
         self.unacknowledged = 0
         self.is_awaited = False
+        self.is_drained = False
         self.control: Connection | None = None
         self.side: Connection | None = None
         self.questions: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -297,7 +303,7 @@ class Engine:
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             sock, _ = self.door.accept()
-            self.strangers.add(Connection(sock, self._first, self.strangers.discard))
+            self.strangers.add(Connection(sock, self._first, self.strangers.discard, self._paused))
 
     def _first(self, connection: Connection, frame: dict[str, Any], _: dict[str, bytes]) -> None:
         """The worker's hello; from one that was replaced, nothing is taken."""
@@ -326,8 +332,10 @@ class Engine:
         number = frame.get("frame")
         if not isinstance(number, int) or number <= self.frame:
             return
-        for stream in self.streams:
-            stream.drain()
+        if not self.is_drained:  # once for all frames that came in one piece
+            self.is_drained = True
+            for stream in self.streams:
+                stream.drain()
         if frame.get("type") == "done":
             for stream in self.streams:
                 stream.finish()
@@ -335,6 +343,11 @@ class Engine:
         self.is_awaited = self.is_awaited or bool(frame.get("wait"))
         self.unacknowledged += 1 + sum(map(len, buffers.values())) // 65536
         self.listener.worker_said(frame, buffers)
+
+    def _paused(self) -> None:
+        """All frames that had come were handed over."""
+        self.is_drained = False
+        self.listener.worker_paused()
 
     def journaled(self) -> None:
         """All that was handed over is in the journal: tell a worker that waits for that, or that keeps much."""
