@@ -114,13 +114,12 @@ def raise_descriptor_limit() -> int:
 class _Visitor:
     """One connection, from its acceptance to its end."""
 
-    __slots__ = ("address", "connection", "is_logging_in", "name", "task")
+    __slots__ = ("address", "connection", "name", "task")
 
     def __init__(self, connection: socket.socket, address: str, port: int) -> None:
         self.connection = connection
         self.address = address
         self.name = place(address, port)
-        self.is_logging_in = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -145,7 +144,12 @@ class _SocketLine:
 
 
 class _Strangers:
-    """Who was not admitted yet, by address, oldest first; and who has to go when there are too many."""
+    """Who was not admitted yet, by address, oldest first; and who has to go when there are too many.
+
+    Always the oldest: a client that knows what it wants is through in milliseconds. The door has
+    one of these for handshakes and one for hellos, so that a crowd of one kind does not crowd
+    out the other.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -162,13 +166,14 @@ class _Strangers:
         self._count += 1
         is_near = ipaddress.ip_address(visitor.address.partition("%")[0]).is_loopback
         if len(mine) > (self._limits.loopback if is_near else self._limits.one_address):
-            yield self._oldest(mine)
+            yield next(iter(mine))
         elif self._count > self._limits.strangers:
             yield self.oldest_of_most()
 
     def oldest_of_most(self) -> _Visitor:
         """The oldest of the address that has the most."""
-        return self._oldest(max(self._of.values(), key=len))
+        most = max(self._of.values(), key=len)
+        return next(iter(most))
 
     def remove(self, visitor: _Visitor) -> bool:
         """Whether he was one."""
@@ -180,11 +185,6 @@ class _Strangers:
         if not mine:
             del self._of[visitor.address]
         return True
-
-    @staticmethod
-    def _oldest(visitors: collections.OrderedDict[_Visitor, None]) -> _Visitor:
-        """Somebody who is typing a password goes last."""
-        return next((one for one in visitors if not one.is_logging_in), next(iter(visitors)))
 
 
 # --- the door --------------------------------------------------------------------------------
@@ -216,6 +216,7 @@ class Door:
         self._limits = limits or Limits.of_this_process()
         self._report = report or log.info
         self._strangers = _Strangers(self._limits)
+        self._callers = _Strangers(self._limits)
         self._visitors: set[_Visitor] = set()
         self._view = memoryview(bytearray(BUFFER))
         self._thread = threading.Thread(target=self._run, name="remoter-door", daemon=True)
@@ -230,6 +231,11 @@ class Door:
 
     def stop(self, timeout: float = 2.0) -> None:
         """Close the door and every connection. A second call does nothing."""
+        if self._thread.ident is None:  # never opened
+            for listener in self._listeners:
+                listener.close()
+            if self._hello is not None:
+                self._hello.close()
         if not self._thread.is_alive():
             return
         with contextlib.suppress(RuntimeError):
@@ -239,7 +245,7 @@ class Door:
     @property
     def counts(self) -> tuple[int, int]:
         """How many connections there are, and how many of them are not admitted yet."""
-        return len(self._visitors), len(self._strangers)
+        return len(self._visitors), len(self._strangers) + len(self._callers)
 
     def _run(self) -> None:
         try:
@@ -270,34 +276,42 @@ class Door:
                 self._pause(listener, error)
                 return
             connection.setblocking(False)
+            if address.startswith("::ffff:") and "." in address:  # IPv4 on a socket for both
+                address = address.removeprefix("::ffff:")
             self._welcome(_Visitor(connection, address, port))
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         """Out of descriptors: whoever waits stays readable, so without a pause this would spin."""
         log.warning("cannot accept a connection: %s", error.strerror)
-        if error.errno in NO_DESCRIPTORS and len(self._strangers):
-            self._dismiss(self._strangers.oldest_of_most())
+        if error.errno in NO_DESCRIPTORS:
+            self._make_room()
         self._loop.remove_reader(listener)
         self._loop.call_later(
             PAUSE_WITHOUT_DESCRIPTORS, self._loop.add_reader, listener, self._accept, listener
         )
 
     def _welcome(self, visitor: _Visitor) -> None:
-        if len(self._visitors) >= self._limits.total:
-            if not len(self._strangers):
-                log.warning("too many connections: %s is closed", visitor.name)
-                visitor.connection.close()
-                return
-            self._dismiss(self._strangers.oldest_of_most())
+        if len(self._visitors) >= self._limits.total and not self._make_room():
+            log.warning("too many connections: %s is closed", visitor.name)
+            visitor.connection.close()
+            return
         self._visitors.add(visitor)
         for one in self._strangers.add(visitor):
             self._dismiss(one)
         visitor.task = self._loop.create_task(self._visit(visitor))
         visitor.task.add_done_callback(lambda task: self._left(visitor))
 
+    def _make_room(self) -> bool:
+        """Send the oldest stranger away; whether there was one."""
+        crowd = max(self._strangers, self._callers, key=len)
+        if len(crowd):
+            self._dismiss(crowd.oldest_of_most())
+            return True
+        return False
+
     def _dismiss(self, visitor: _Visitor) -> None:
         log.debug("too many strangers: %s is closed", visitor.name)
-        self._strangers.remove(visitor)
+        self._forget(visitor)
         if visitor.task is not None:
             visitor.task.cancel()
 
@@ -310,7 +324,9 @@ class Door:
                 kind, early = await _first_words(connection)
                 if kind == "hello":
                     deadline.reschedule(None)
-                    visitor.is_logging_in = True
+                    self._strangers.remove(visitor)
+                    for one in self._callers.add(visitor):
+                        self._dismiss(one)
                     if self._hello is not None:
                         await self._hello.answer(_SocketLine(connection, early), visitor.address)
                         await _close_gently(connection)
@@ -330,8 +346,13 @@ class Door:
     def _left(self, visitor: _Visitor) -> None:
         """The end of a visit: also of one that was called off before it had begun."""
         visitor.connection.close()
-        self._strangers.remove(visitor)
+        self._forget(visitor)
         self._visitors.discard(visitor)
+
+    def _forget(self, visitor: _Visitor) -> None:
+        """He is no stranger any more."""
+        self._strangers.remove(visitor)
+        self._callers.remove(visitor)
 
     async def _splice(
         self, visitor: _Visitor, early: bytes, allowance: int, deadline: asyncio.Timeout
@@ -345,7 +366,7 @@ class Door:
 
         def admitted() -> None:
             deadline.reschedule(None)
-            self._strangers.remove(visitor)
+            self._forget(visitor)
 
         with inner:
             splice = Splice(visitor.connection, inner, self._view, allowance, admitted)
@@ -473,23 +494,24 @@ def relay(
         )
     listeners = _listen(listen, recvport)
     door = Door(listeners, target, None, report=_say if verbose else log.info)
-    _say(f"relay from {place(*listeners[0].getsockname()[:2])} to {place(*target)}; Ctrl-C ends it")
-    door.start()
-    try:
-        _wait_for_the_end()
-    finally:
-        door.stop()
-
-
-def _wait_for_the_end() -> None:
     over = threading.Event()
+    with _ends_on_sigterm(over), contextlib.suppress(KeyboardInterrupt):
+        try:
+            door.start()
+            _say(f"relay from {place(*listeners[0].getsockname()[:2])} to {place(*target)}; Ctrl-C ends it")
+            over.wait()
+        finally:
+            door.stop()
+
+
+@contextlib.contextmanager
+def _ends_on_sigterm(over: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        over.wait()
+        yield
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: over.set())
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            over.wait()
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -497,23 +519,32 @@ def _wait_for_the_end() -> None:
 def _listen(host: str, port: int) -> list[socket.socket]:
     """Listening sockets on every address of that name, all on one port."""
     listeners: list[socket.socket] = []
-    try:
-        for family, _, _, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
+    problem: OSError | None = None
+    both = host == "::" and socket.has_dualstack_ipv6()
+    with contextlib.ExitStack() as undo:
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as error:
+            addresses, problem = [], error
+        for family, _, _, _, address in addresses:
             if listeners and port == 0:
                 address = (address[0], listeners[0].getsockname()[1], *address[2:])
-            listeners.append(socket.create_server(address, family=family, backlog=BACKLOG))
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise RemoterError(
-                f"port `{port}` is taken", hints="`--recvport 0` takes a free one", id="port-taken"
-            ) from None
-        raise AddressError(
-            f"cannot listen on `{place(host, port)}`", cause=error.strerror or str(error)
-        ) from None
+            try:
+                listener = socket.create_server(
+                    address, family=family, backlog=BACKLOG, dualstack_ipv6=both and family == socket.AF_INET6
+                )
+            except OSError as error:  # `localhost` may have an address that this machine has switched off
+                problem = error
+                if error.errno == errno.EADDRINUSE:
+                    raise RemoterError(
+                        f"port `{port}` is taken", hints="`--recvport 0` takes a free one", id="port-taken"
+                    ) from None
+            else:
+                listeners.append(undo.enter_context(listener))
+        if not listeners:
+            why = (problem.strerror or str(problem)) if problem else "it has no address"
+            raise AddressError(f"cannot listen on `{place(host, port)}`", cause=why)
+        undo.pop_all()
     return listeners
 
 

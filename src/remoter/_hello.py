@@ -59,10 +59,10 @@ class Hint(Said, tag="hint"):
 
     security: Literal["curve", "none"]
     public: str
+    protocol: tuple[int, int]  # no default: the two ends would fill in different ones
     auth: tuple[str, ...] = ()
     salt: bytes = b""
     stretching: str = ""
-    protocol: tuple[int, int] = PROTOCOL
     version: str = ""
 
 
@@ -190,6 +190,7 @@ class Hello:
             hint = Hint(
                 security="curve",
                 public=public,
+                protocol=PROTOCOL,
                 auth=("key", "password"),
                 salt=self._verifier.salt,
                 stretching=self._verifier.stretching,
@@ -199,6 +200,7 @@ class Hello:
             hint = Hint(
                 security="curve" if secure else "none",
                 public=public,
+                protocol=PROTOCOL,
                 auth=("key",) if secure else (),
                 version=__version__,
             )
@@ -248,7 +250,7 @@ class Hello:
 
         assert self._verifier is not None
         loop = asyncio.get_running_loop()
-        await self._turns.take(address, lambda seconds: line.write(encode_frame(Wait(seconds=seconds))))
+        await self._turn(line, address)
         began = loop.time()
         try:
             proof = await loop.run_in_executor(self._executor, self._verifier.begin, guess.a)
@@ -269,6 +271,23 @@ class Hello:
         answer = Admitted(public=self._public, proof=proof.answer(self._hint, self._public))
         await line.write(encode_frame(answer))
         return True
+
+    async def _turn(self, line: Line, address: str) -> None:
+        """Wait for the turn to guess. Raises EOFError if the client leaves: his guess must not count."""
+        turn = asyncio.ensure_future(
+            self._turns.take(address, lambda seconds: line.write(encode_frame(Wait(seconds=seconds))))
+        )
+        leaves = asyncio.ensure_future(line.readexactly(1))  # he has nothing to say now
+        try:
+            await asyncio.wait([turn, leaves], return_when=asyncio.FIRST_COMPLETED)
+            if leaves.done():
+                leaves.exception()
+                raise EOFError("it left before its turn")
+            turn.result()
+        finally:
+            for task in (turn, leaves):
+                task.cancel()
+            await asyncio.gather(turn, leaves, return_exceptions=True)
 
 
 async def _read(line: Line, decoder: msgspec.json.Decoder[Frame]) -> Frame:

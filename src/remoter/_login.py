@@ -203,7 +203,8 @@ class _Caller:
         said: Wait | Challenge | Refused = Wait(seconds=0)
         end = time.monotonic() + patience
         while isinstance(said, Wait):
-            said = self._decoded(TURN, self._frame(time.monotonic() + timeout))
+            until = time.monotonic() + timeout + min(said.seconds, STEP)
+            said = self._decoded(TURN, self._frame(until))
             if isinstance(said, Wait):
                 if time.monotonic() + said.seconds > end:
                     raise _wrong_password(self.where, self.host, said.seconds, "too many guesses were made")
@@ -342,10 +343,13 @@ def _connect(host: str, port: int, timeout: float) -> socket.socket:
             connection.settimeout(max(0.05, (began + timeout - time.monotonic()) / left))
             connection.connect(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return connection
-        except OSError as error:
+        except BaseException as error:
             connection.close()
+            if not isinstance(error, OSError):
+                raise
             failures.append(error)
+        else:
+            return connection
     elapsed = time.monotonic() - began
     if any(isinstance(error, ConnectionRefusedError) for error in failures):
         raise ConnectError(

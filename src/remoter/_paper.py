@@ -1,0 +1,203 @@
+"""From the session to the terminal: what has come, and what is written; on the client's machine.
+
+`News` takes events in the client's loop thread and hands them to the main thread; `Paper` is the
+terminal as the main thread writes on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ._messages import Event
+
+if TYPE_CHECKING:
+    from ._link import LinkState
+
+MOST_WAITING = 16_000_000  # characters of output that wait for a slow terminal; then the oldest go
+SILENCE = 6.0  # seconds without the server until we say so
+
+
+class News:
+    """Events and link states from the loop thread to the main thread, with something to wait on."""
+
+    def __init__(self) -> None:
+        self._items: deque[Event | LinkState] = deque()
+        self._size = 0
+        self._lock = threading.Lock()
+        self.skipped = 0
+        self._receiver, self._sender = socket.socketpair()
+        self._receiver.setblocking(False)
+        self._sender.setblocking(False)
+        self.listeners: list[Any] = []
+
+    def put(self, item: Event | LinkState) -> None:
+        """In the loop thread: never blocks. Of an endless flood the oldest part goes, and is counted."""
+        with self._lock:
+            self._items.append(item)
+            self._size += len(getattr(item, "text", None) or "")
+            while self._size > MOST_WAITING and getattr(self._items[0], "kind", "") in ("stdout", "stderr"):
+                text = getattr(self._items.popleft(), "text", None) or ""
+                self._size -= len(text)
+                self.skipped += text.count("\n")
+        self.wake()
+
+    def take(self) -> tuple[list[Event | LinkState], int]:
+        """Everything that waits, and how many lines of output were skipped before it."""
+        with contextlib.suppress(BlockingIOError):
+            while self._receiver.recv(4096):
+                pass
+        with self._lock:
+            items, skipped = list(self._items), self.skipped
+            self._items.clear()
+            self._size = self.skipped = 0
+        return items, skipped
+
+    def wake(self) -> None:
+        """Wake the main thread; from any thread and from signal handlers."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._sender.send(b".")
+        for listener in self.listeners:
+            listener()
+
+    def wait(self, timeout: float, descriptor: int | None = None) -> bool:
+        """Wait for news; says whether `descriptor` (the keyboard) has something to read."""
+        watched: list[Any] = [self._receiver, *([descriptor] if descriptor is not None else [])]
+        return descriptor in select.select(watched, [], [], timeout)[0]
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._receiver.close()
+        self._sender.close()
+
+
+class Paper:
+    """The terminal as something written on, with the unfinished last line known.
+
+    While a line is read, that unfinished line is shown by the editor above the typed one and
+    rewritten in place; otherwise it stands on the terminal as it came.
+    """
+
+    def __init__(self) -> None:
+        self.stream = sys.stdout  # as it is now: code of the user may run here with another one
+        self.held = False
+        self.last = ""
+        self._pending: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Text as it comes."""
+        if text:
+            self._pending.append(text)
+
+    def add_line(self, text: str) -> None:
+        """Text that stands on lines of its own."""
+        before = self._pending[-1] if self._pending else self.last
+        self.add(
+            ("\n" if before and not before.endswith("\n") else "") + text + "\n" * (not text.endswith("\n"))
+        )
+
+    def has_lines(self) -> bool:
+        """Whether there is a finished line to write; what is unfinished goes to `last`."""
+        text = self.last + "".join(self._pending)
+        lines, newline, rest = text.rpartition("\n")
+        self.last = rest.rstrip("\r").rsplit("\r", 1)[-1]
+        self._pending = [lines + newline] if newline else []
+        return bool(newline)
+
+    def write(self) -> None:
+        """Write what waits."""
+        text = "".join(self._pending)
+        self._pending = []
+        if not text:
+            return
+        if not self.held:
+            self.last = (self.last + text).rpartition("\n")[2].rstrip("\r").rsplit("\r", 1)[-1]
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self._put(text.encode(encoding, "replace").decode(encoding))
+
+    def hold(self, *, same_line: bool) -> None:
+        """A line is going to be read: after an unfinished one, or (`same_line`) as its continuation."""
+        self.write()
+        self.held = True
+        if self.last and same_line and len(self.last) < shutil.get_terminal_size().columns:
+            self._put("\r\x1b[K" if self.stream.isatty() else "")
+        elif self.last:
+            self._put("\n")
+            self.last = ""
+
+    def _put(self, text: str) -> None:
+        # A terminal that was closed takes nothing more: that is no error, we are leaving.
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
+
+    def release(self) -> None:
+        """The line has been read: the editor has left the terminal at the start of a line."""
+        self.held = False
+        self.last = ""
+        self.write()
+
+    def end_line(self) -> None:
+        """Finish an unfinished line."""
+        if self.last or self._pending:
+            self.add("" if not self.last and self._pending[-1].endswith("\n") else "\n")
+            self.write()
+
+
+class Silence:
+    """Knows whether the session answers, and says so when it does not and when it does again."""
+
+    def __init__(self, host: str, say: Callable[[str], None]) -> None:
+        self.since: float | None = None
+        self._host = host
+        self._say = say
+        self._told = False
+
+    def look(self, state: LinkState) -> None:
+        """The link is now so."""
+        if state.state in ("lost", "connecting"):
+            self.since = self.since or state.since
+            return
+        if self._told and self.since is not None and state.state == "ok":
+            self._say(f"back after {duration(time.time() - self.since)}.")
+        self.since, self._told = None, False
+
+    def tell(self, way_out: str) -> None:
+        """Say it, once, after a while: short breaks mend themselves."""
+        if self.since is None or self._told or time.time() - self.since < SILENCE:
+            return
+        self._told = True
+        silent = time.time() - self.since
+        self._say(
+            f"no answer from {self._host} for {silent:.0f} s. It goes on there; trying to come back. {way_out}"
+        )
+
+    def text(self) -> str:
+        """What stands under the typed line while it lasts."""
+        if self.since is None:
+            return ""
+        return (
+            f"no answer from {self._host} for {max(0.0, time.time() - self.since):.0f} s; trying to come back"
+        )
+
+
+def label(code: str) -> str:
+    """A few words for a piece of code."""
+    first = next((line.strip() for line in code.splitlines() if line.strip()), "")
+    return first if len(first) <= 40 else first[:37] + "..."
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

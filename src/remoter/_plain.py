@@ -1,0 +1,120 @@
+"""The prompt without a line editor: `input()`, for consoles and terminals that can do no more; on the client's machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._prompt import Prompt
+
+
+class PlainFace:
+    """Reads with `input()`, for terminals and consoles that can do no more.
+
+    News that comes meanwhile is written by a thread: there is nothing on the line to protect.
+    """
+
+    def __init__(self, prompt: str, owner: Prompt) -> None:
+        self.prompt = prompt
+        self.is_reading = False
+        self._owner = owner
+
+    def read_code(self) -> str:
+        """Lines until they are complete."""
+        lines: list[str] = []
+        while True:
+            try:
+                line = self._input("+ ".rjust(len(self.prompt)) if lines else self.prompt)
+            except KeyboardInterrupt:
+                self._owner.say("nothing runs; Ctrl-D or exit() leaves, and the session goes on")
+                lines.clear()
+                continue
+            except EOFError:
+                if not lines:
+                    raise
+                return "\n".join(lines)
+            lines.append(line)
+            code = "\n".join(lines)
+            if not code.strip() or self._owner.calls.decide(code, 1.0)[0] != "incomplete":
+                return code
+
+    def read_answer(self, question: str, *, hidden: bool = False) -> str:
+        """One line in answer to a question."""
+        return self._input(question, hidden=hidden)
+
+    def _input(self, text: str, *, hidden: bool = False) -> str:
+        over = threading.Event()
+        thread = threading.Thread(target=self._write_news, args=(over,), name="remoter-news", daemon=True)
+        thread.start()
+        self.is_reading = True
+        try:
+            if hidden:
+                import getpass
+
+                return getpass.getpass(text)
+            return input(text)
+        finally:
+            self.is_reading = False
+            over.set()
+            self._owner.news.wake()
+            thread.join()
+
+    def _write_news(self, over: threading.Event) -> None:
+        while not over.is_set():
+            self._owner.news.wait(1.0)
+            if not over.is_set():
+                self._owner.take_news()
+                self._owner.paper.write()
+
+    def stop(self) -> None:
+        """`input()` cannot be ended from outside; the next line will find out."""
+
+    def interrupts_typed_ahead(self) -> int:
+        """None: here Ctrl-C is always a signal."""
+        return 0
+
+    def look_at_keys(self) -> bool:
+        """Nothing is typed ahead that we could see."""
+        return False
+
+    def press_interrupt(self) -> None:
+        """`input()` is ended by the exception."""
+        raise KeyboardInterrupt
+
+
+def has_terminal() -> bool:
+    """Whether the line editor can work here."""
+    try:
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return False
+        sys.stdin.fileno()
+        sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    if threading.current_thread() is not threading.main_thread() or _is_loop_running():
+        return False
+    return os.name == "nt" or not (os.environ.get("TERM", "dumb") == "dumb" or "INSIDE_EMACS" in os.environ)
+
+
+def is_piped() -> bool:
+    """Whether standard input is a file or a pipe that is to be run as a script."""
+    if (
+        "INSIDE_EMACS" in os.environ
+        or sys.stdin is None
+        or sys.stdin is not sys.__stdin__
+        or _is_loop_running()
+    ):
+        return False
+    return not sys.__stdin__.isatty()
+
+
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
