@@ -323,23 +323,22 @@ def test_the_published_key_can_never_be_trusted(home):
 
 def exchange(client_password, server_password, *, hint=b"hint", client=None, seen=None):
     """A login without a wire. Returns who raised."""
-    with ThreadPoolExecutor(1) as executor:
-        verifier = PasswordVerifier(server_password, executor)
-        mine = client or new_keys().public
-        theirs = new_keys().public
-        prover = ClientProof(stretch(client_password, verifier.salt))
-        server = verifier.begin(prover.message)
-        proof = prover.answer(server.message, GREETING, mine)
-        try:
-            server.check(proof, GREETING, mine)
-        except WrongPasswordError:
-            return "server"
-        answer = server.answer(hint, theirs)
-        try:
-            prover.check(answer, seen or hint, theirs)
-        except WrongPasswordError:
-            return "client"
-        return "nobody"
+    verifier = PasswordVerifier(server_password)
+    mine = client or new_keys().public
+    theirs = new_keys().public
+    prover = ClientProof(stretch(client_password, verifier.salt))
+    server = verifier.begin(prover.message)
+    proof = prover.answer(server.message, GREETING, mine)
+    try:
+        server.check(proof, GREETING, mine)
+    except WrongPasswordError:
+        return "server"
+    answer = server.answer(hint, theirs)
+    try:
+        prover.check(answer, seen or hint, theirs)
+    except WrongPasswordError:
+        return "client"
+    return "nobody"
 
 
 def test_the_right_password_convinces_both(cheap):
@@ -375,8 +374,8 @@ def test_passwords_can_be_stretched_side_by_side():
 
 
 def test_an_empty_password_is_refused():
-    with ThreadPoolExecutor(1) as executor, pytest.raises(RemoterError, match="empty"):
-        PasswordVerifier("", executor)
+    with pytest.raises(RemoterError, match="empty"):
+        PasswordVerifier("")
 
 
 @settings(max_examples=40, deadline=None)

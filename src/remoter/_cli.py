@@ -203,7 +203,11 @@ def client(target: Target, prompt: str | None, timer: bool) -> int:
     """
     from . import _prompt
 
-    with target.connect() as session:
+    def connect(start: bool) -> Session:
+        target.start = target.start or start
+        return target.connect()
+
+    with _prompt.connect_or_offer(connect) as session:
         return _prompt.run(session, prompt=prompt or "remoter", timer=timer)
 
 

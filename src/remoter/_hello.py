@@ -186,7 +186,7 @@ class Hello:
         self._executor = ThreadPoolExecutor(1, "remoter-login")
         self._verifier: PasswordVerifier | None = None
         if password is not None and secure:
-            self._verifier = PasswordVerifier(password, self._executor)
+            self._verifier = PasswordVerifier(password)
             hint = Hint(
                 security="curve",
                 public=public,

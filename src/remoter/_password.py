@@ -25,7 +25,6 @@ import hmac
 import secrets
 import threading
 import unicodedata
-from concurrent.futures import Executor, Future
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -134,9 +133,10 @@ class ServerProof:
 
 
 class PasswordVerifier:
-    """What a server keeps of its password: the salt and the stretched form, computed in `executor`.
+    """What a server keeps of its password.
 
-    Start is not delayed; the first login waits for it.
+    It is stretched when the first client tries it: a session that is only reached by key never
+    spends the 64 MiB and the tenth of a second.
 
     Raises:
         RemoterError: the password is empty.
@@ -144,21 +144,24 @@ class PasswordVerifier:
 
     stretching = DEFAULT_STRETCHING
 
-    def __init__(self, password: str, executor: Executor) -> None:
+    def __init__(self, password: str) -> None:
         if not password:
             raise RemoterError(
                 "the password is empty", hints="leave it out, and one is made up", id="password"
             )
         self.salt = new_salt()
-        self._stretched: Future[bytes] = executor.submit(stretch, password, self.salt, self.stretching)
+        self._password = password
+        self._stretched: bytes | None = None
 
     def begin(self, theirs: bytes) -> ServerProof:
-        """Answer a client's first message; some milliseconds of work, so not on an event loop.
+        """Answer a client's first message: some work, so not on an event loop, and in one thread at a time.
 
         Raises:
             WrongPasswordError: the message is malformed.
         """
-        return ServerProof(self._stretched.result(), theirs)
+        if self._stretched is None:
+            self._stretched = stretch(self._password, self.salt, self.stretching)
+        return ServerProof(self._stretched, theirs)
 
 
 def _finish(spake: SPAKE2_A | SPAKE2_B, theirs: bytes) -> bytes:
