@@ -11,18 +11,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import zmq
+from jupyter_client.manager import start_new_kernel
+
+import remoter
+import remoter._client
+import remoter._launcher
 
 
 class Remoter:
     """A session in processes of its own; `way` is socket, tcp or relay."""
 
     def __init__(self, runner="ipython", way="socket"):
-        import remoter
-        from remoter import _launcher
-
         began = time.perf_counter()
         self.stack = ExitStack()
-        self.ready, _ = _launcher.start_session(port=0, runner=runner, name=f"bench-{os.urandom(3).hex()}")
+        self.ready, _ = remoter._launcher.start_session(
+            port=0, runner=runner, name=f"bench-{os.urandom(3).hex()}"
+        )
         record = self.ready["record"]
         address = record["name"] if way == "socket" else f"127.0.0.1:{record['port']}"
         if way == "relay":
@@ -103,8 +107,6 @@ class Ipykernel:
     """jupyter_client and ipykernel, as a notebook uses them."""
 
     def __init__(self):
-        from jupyter_client.manager import start_new_kernel
-
         began = time.perf_counter()
         self.manager, self.client = start_new_kernel(kernel_name="python3")
         self.run("1+1")

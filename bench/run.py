@@ -7,6 +7,7 @@ Every figure is a median over interleaved rounds: peer, remoter, peer, remoter. 
 machine only the ratios mean something.
 """
 
+import compileall
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import remoter
 from peers import CurvePing, Ipykernel, Remoter, Rpyc, cpu_seconds, resident_peak
 
 ROWS = []
@@ -294,6 +296,9 @@ FIGURES = {f.__name__: f for f in (trip, flood, stream, line, interrupt, start, 
 
 def main():
     wanted = sys.argv[1:] or list(FIGURES)
+    # As an installer would: the peers are compiled, so this checkout is too.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir(Path(remoter.__file__).parent, quiet=1)
     root = tempfile.mkdtemp(prefix="rmb-", dir="/tmp")
     for name in ("CONFIG", "STATE", "RUNTIME", "JOURNAL"):
         os.environ[f"REMOTER_{name}_DIR"] = f"{root}/{name.lower()}"

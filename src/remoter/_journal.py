@@ -37,13 +37,15 @@ import msgspec
 
 from . import _config
 from ._errors import RemoterError
-from ._messages import Event, Kind, RunId, decode_event, encode
+from ._messages import LONGEST_MESSAGE, Event, Kind, RunId, decode_event, encode
 
 MIB = 1024 * 1024
 KEPT_DAYS = 7
 _FRAME = struct.Struct("!II")
 _PREFACE = struct.Struct("!QQ")
 _OVERHEAD = 256  # what an event costs in memory beside its bytes
+_LONGEST_EVENT = LONGEST_MESSAGE * 3 // 4  # one that fits into no message would stop every reader for ever
+_LONGEST_PART = 10 * MIB
 _EXAMINED = 32 * MIB  # what one filtered read looks at: the server has others to serve
 
 
@@ -337,6 +339,9 @@ class Journal:
         except UnicodeEncodeError:  # lone surrogates: bytes that were no text
             event = msgspec.structs.replace(event, text=_encodable(text), data=_encodable(data))
             encoded = encode(event)
+        if len(encoded) > _LONGEST_EVENT and kind != "queued":
+            event = _without_its_longest_parts(event)
+            encoded = encode(event)
         heading = event
         if text is not None or data is not None:
             heading = Event(seq=seq, kind=kind, time=now, run=run, client=client)
@@ -572,6 +577,21 @@ class Journal:
 
 
 _DROPPED = (b"", Event(seq=0, kind="gap", time=0.0))
+
+
+def _without_its_longest_parts(event: Event) -> Event:
+    """The event with what is too long for a message left out, and a word about that in its text."""
+    text, data = event.text or "", dict(event.data or {})
+    left_out = []
+    for part, content in list(data.items()):
+        if isinstance(content, str | bytes) and len(content) > _LONGEST_PART:
+            del data[part]
+            left_out.append(f"{part} ({len(content) / 1e6:.0f} MB)")
+    if len(text) > _LONGEST_PART:
+        left_out.append(f"text after the first million characters ({len(text) / 1e6:.0f} MB)")
+        text = text[:1_000_000]
+    note = f"[too long, left out: {', '.join(left_out)}]"
+    return msgspec.structs.replace(event, text=f"{text}\n{note}" if text else note, data=data or None)
 
 
 def _encodable(value: Any) -> Any:

@@ -52,11 +52,18 @@ PIPE_SIZE = 1024 * 1024
 # --- in the process that starts a session ----------------------------------------------------
 
 
-def launch(configuration: dict[str, Any], *, attach_log: bool) -> dict[str, Any]:
+def launch(
+    configuration: dict[str, Any],
+    *,
+    attach_log: bool,
+    first_worker: Callable[[str], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Start the keeper, and with it the session.
 
     Args:
         configuration: what the session is to be; the paths are added here.
+        first_worker: gives, for a run directory, the `id` and the `command` of the worker that is
+            to be started together with the server; none: the server starts one, or has one.
         attach_log: whether the keeper and the server write their log to our stderr (a terminal
             that shows it) instead of `server.log` in the run directory.
 
@@ -81,6 +88,8 @@ def launch(configuration: dict[str, Any], *, attach_log: bool) -> dict[str, Any]
         "record_path": str(_config.record_path(_config.host_name(), name)),
         "lock_fd": lock,
     }
+    if first_worker is not None:
+        configuration["worker"] = first_worker(str(run_directory))
     try:
         with _open_log(run_directory, attach_log) as log:
             keeper = subprocess.Popen(
@@ -576,6 +585,7 @@ class Keeper:
     def run(self) -> int:
         """Serve until the session has ended. Returns the exit status."""
         self._start_server()
+        self._start_first_worker()
         while self.server or self.workers or not self.is_ending:
             moments = [moment for moment in (self.start_at, self.kill_at) if moment is not None]
             timeout = max(0.0, min(moments) - time.monotonic()) if moments else None
@@ -683,6 +693,8 @@ class Keeper:
     def _give_up(self, words: dict[str, Any]) -> None:
         """The session cannot start: say why and end."""
         self.report({"error": words})
+        if self.server:
+            os.kill(self.server, signal.SIGTERM)
         self._end_within(STOP_TIMEOUT)
 
     def _server_ended(self, how: str) -> None:
@@ -706,6 +718,26 @@ class Keeper:
             _log(f"the server {how}; starting it again" + (f" in {delay} s" if delay else ""))
 
     # --- workers ---
+
+    def _start_first_worker(self) -> None:
+        """Beside the server, not after it: each takes its time to load, and the worker waits for the server."""
+        command = self.configuration.get("worker", {}).get("command")
+        if command is None:
+            return
+        try:
+            pid = start_worker(self.configuration["run_directory"], command)
+        except OSError as error:
+            self._give_up(
+                {
+                    "message": f"cannot start an interpreter with `{command['argv'][0]}`",
+                    "cause": str(error),
+                    "hints": ["name a CPython of 3.8 or later with `--python`"],
+                    "id": "python",
+                }
+            )
+            return
+        self.workers.add(pid)
+        self._tell({"spawned": pid})
 
     def _spawn(self, wish: dict[str, Any]) -> None:
         try:

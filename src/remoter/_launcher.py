@@ -20,6 +20,7 @@ from ._config import WINDOWS, host_name
 from ._errors import RemoterError
 from ._keeper import launch, wait_for_end
 from ._words import make_password
+from ._workers import python_command
 
 TWICE = 2.0
 """Seconds within which a second Ctrl-C on the server's terminal ends the session."""
@@ -106,7 +107,16 @@ def start_session(
         RemoterError: it could not be started.
     """
     configuration = configure(port=port, password=password, listen=list(listen), **options)
-    return launch(configuration, attach_log=attach_log), configuration
+
+    def first_worker(directory: str) -> dict[str, Any]:
+        worker_id = os.urandom(8).hex()
+        wanted = configuration["python"], configuration.get("runner")
+        return {
+            "id": worker_id,
+            "command": python_command(*wanted, directory, worker_id, configuration["cwd"]),
+        }
+
+    return launch(configuration, attach_log=attach_log, first_worker=first_worker), configuration
 
 
 def configure(

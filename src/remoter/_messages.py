@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -33,6 +33,8 @@ Kind = Literal[
 ]
 Status = Literal["queued", "running", "ok", "error", "interrupted", "died", "cancelled"]
 RunId = tuple[str, int]
+ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[!-~]+$")]
+Label = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,17 +84,18 @@ class Attach(Message, tag="attach"):
     that number is: if it is not the server's, everything kept follows. `all`: every client's events;
     otherwise those of its own runs, of no run, and of runs whose client is away. `reader`: a
     second connection of that client, which reads only and submits nothing. `label` names it to people.
+    Ids have 1 to 64 printable ASCII characters, a label at most 300 and no control characters.
     """
 
-    client: str
+    client: ClientId
     protocol: tuple[int, int]
     features: tuple[str, ...] = ()
     version: str = ""
     since: int | None = None
     journal: str | None = None
     all: bool = False
-    reader: str | None = None
-    label: str = ""
+    reader: ClientId | None = None
+    label: Label = ""
 
 
 class Submit(Message, tag="submit"):

@@ -170,6 +170,7 @@ class Server:
             ready=self._ready,
             ended=self._ended,
         )
+        keeper.spawned = self._first_spawned
         keeper.exited = self._worker_exited
         keeper.gone = self._keeper_gone
         hello = Hello(
@@ -290,6 +291,10 @@ class Server:
             spawned(error)
 
         self.keeper.spawn(command, heard)
+
+    def _first_spawned(self, pid: int | None, _: str | None) -> None:
+        """The keeper has started the first worker by itself."""
+        self.session.engine.pid = pid
 
     def _worker_exited(self, pid: int, status: int) -> None:
         engine = self.session.engine

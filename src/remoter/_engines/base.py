@@ -284,7 +284,7 @@ class Engine:
         self.input = os.open(directory / "in", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.door = self._listen()
 
-    def command(self, worker_id: str) -> dict[str, Any]:
+    def command(self, worker_id: str) -> dict[str, object]:
         """What the keeper starts: `argv`, `env`, `cwd`."""
         raise NotImplementedError
 

@@ -37,6 +37,7 @@ import types
 HERE = sys._getframe().f_code.co_filename  # as tracebacks name it
 HIGH_FD = 200  # our own file descriptors live above those that user code is likely to number by hand
 SETTLE_TIME = 1.0  # seconds that a command waits for the server to take a value or a picture
+SOON = 0.01  # seconds until a server that is just starting is looked for again
 TICK = 0.05  # seconds between flushes while a command runs
 LONGEST_TEXT = 10_000_000  # characters that a result shows
 PIPE_SIZE = 1 << 20
@@ -1374,7 +1375,7 @@ class Side(threading.Thread):
         self.connection = None
         self.asleep = False
         self.quick_until = 0.0
-        self.delay = TICK
+        self.delay = SOON
         self.warmups = collections.deque()
         self.warm_at = 0.0
         self.waker = Waker()
