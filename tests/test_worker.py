@@ -166,10 +166,15 @@ class Server:
         self.listener.settimeout(10)
         while self.control is None or self.side is None:
             line = Line(self.listener.accept()[0])
-            while not line.frames:
+            while not line.frames and not line.ended:
                 line.read()
+            if not line.frames:  # user code closed it as soon as it was made
+                line.socket.close()
+                continue
             hello = line.frames.pop(0)
             self.hellos[hello["role"]] = hello
+            if (old := getattr(self, hello["role"])) is not None:  # lost before both were there
+                old.socket.close()
             if hello["role"] == "control":
                 line.send(type="welcome", received=self.received)
                 self.control = line
@@ -727,10 +732,11 @@ def test_closed_output_is_back_in_the_next_run(session, code):
 
 def test_closed_connections_are_made_again(plain):
     plain.submit("import os; os.closerange(3, 1000)")
-    assert plain.control is not None
-    assert plain.side is not None
-    plain.control.socket.close()
-    plain.side.socket.close()
+    old = [plain.control, plain.side]
+    for line in old:
+        while not line.ended:
+            line.read()
+        line.socket.close()
     plain.control = plain.side = None
     plain.meet()
     plain.finish()

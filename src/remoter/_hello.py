@@ -230,6 +230,7 @@ class Hello:
                 return
             if await self._is_right(line, address, guess, greeting):
                 return
+            self._turns.failed(address)
             seconds = self._turns.seconds_until(address)
             log.warning("wrong password from %s", address)
             await line.write(encode_frame(Refused(error="password", seconds=round(seconds, 1), left=left)))

@@ -33,8 +33,8 @@ Kind = Literal[
 ]
 Status = Literal["queued", "running", "ok", "error", "interrupted", "died", "cancelled"]
 RunId = tuple[str, int]
-ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[!-~]+$")]
-Label = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[!-~]+\Z")]
+Label = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -284,7 +284,8 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes | memoryview) -> 
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise MessageError(str(error)) from None
+        # The words may repeat what was sent: one short line of it is enough for a log.
+        raise MessageError(str(error)[:200].encode("unicode_escape").decode()) from None
 
 
 def decode_from_client(data: bytes | memoryview) -> FromClient:

@@ -71,6 +71,12 @@ class Turns:
             if not guesser.waiting:
                 self._queue.pop(name, None)
 
+    def failed(self, address: str) -> None:
+        """The guess made from there was wrong: the pause begins now, however long the check took."""
+        guesser = self._guesser(_network(address))
+        pause = min(self.LONGEST, 2.0 ** max(0, guesser.failures - 1))
+        guesser.next = max(guesser.next, self._clock() + pause)
+
     def succeeded(self, address: str) -> None:
         """The guess made from there was right: it costs nothing, and earlier failures are forgotten."""
         guesser = self._guesser(_network(address))

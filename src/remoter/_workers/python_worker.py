@@ -36,7 +36,10 @@ import types
 
 HERE = sys._getframe().f_code.co_filename  # as tracebacks name it
 HIGH_FD = 200  # our own file descriptors live above those that user code is likely to number by hand
+HIGHEST_FD = 900
+next_high_fd = HIGH_FD
 SETTLE_TIME = 1.0  # seconds that a command waits for the server to take a value or a picture
+NAP = 2.0  # seconds that the side thread sleeps when nothing happens
 SOON = 0.01  # seconds until a server that is just starting is looked for again
 TICK = 0.05  # seconds between flushes while a command runs
 LONGEST_TEXT = 10_000_000  # characters that a result shows
@@ -60,9 +63,18 @@ class Stopping(BaseException):
 
 
 def high(fd):
-    """The same open file under a high, non-inherited number."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
-    os.close(fd)
+    """The same open file under a high, non-inherited number that was not ours a moment ago.
+
+    User code may close all it can count to. Whoever still holds a closed number of ours must
+    then get an error, and not by chance what another part of us has opened since.
+    """
+    global next_high_fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, next_high_fd)
+    try:
+        os.close(fd)
+    except OSError:  # closed by user code in this very moment
+        pass
+    next_high_fd = moved + 1 if moved < HIGHEST_FD else HIGH_FD
     return moved
 
 
@@ -1364,8 +1376,7 @@ def describe(value):
 class Side(threading.Thread):
     """The thread beside the user's code: answers questions, flushes, connects again.
 
-    It sleeps without a timeout when nothing has run for a while; the main thread wakes it when
-    a command begins.
+    It sleeps long when nothing has run for a while; the main thread wakes it when a command begins.
     """
 
     def __init__(self, worker, path):
@@ -1414,7 +1425,8 @@ class Side(threading.Thread):
         self.asleep = timeout is None
         if self.asleep and worker.run is not None:
             return
-        ready = dict(poll.poll(None if timeout is None else timeout * 1000))
+        # Never for ever: user code that closes all descriptors closes what would wake us, too.
+        ready = dict(poll.poll((NAP if timeout is None else timeout) * 1000))
         self.asleep = False
         if self.waker.fileno() in ready:
             self.waker.clear()
