@@ -8,8 +8,9 @@ import threading
 class Proxy:
     """Listens on a free port and passes bytes on to `target` until told otherwise."""
 
-    def __init__(self, target):
+    def __init__(self, target, source="127.0.0.1"):
         self.target = target
+        self.source = source
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.frozen = False
@@ -44,7 +45,7 @@ class Proxy:
             near.close()
             return
         try:
-            far = socket.create_connection(self.target, 5)
+            far = socket.create_connection(self.target, 5, (self.source, 0))
         except OSError:
             near.close()
             return

@@ -130,7 +130,8 @@ def decode_body(decoder: msgspec.json.Decoder[Frame], body: bytes) -> Frame:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise NotAFrameError(str(error)) from None
+        # The words may repeat what was sent: one short line of it is enough for a log.
+        raise NotAFrameError(str(error)[:200].encode("unicode_escape").decode()) from None
 
 
 def body_length(header: bytes) -> int:

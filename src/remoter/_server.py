@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ log = logging.getLogger("remoter.server")
 
 HIGH_WATER = 1000
 """Messages that may wait for one client; its window of events is far smaller, so answers always find room."""
+
+MESSAGES_AT_ONCE = 20
+"""Messages taken before others have their turn: a client that floods us delays the rest by that much."""
+
+LONGEST_LOG = 4 * 1024 * 1024
+"""Bytes of the session's own log, of which there is one older part: strangers cannot fill the disk with it."""
 
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread gives way: the door must not wait 5 ms behind a busy control loop."""
@@ -180,7 +187,8 @@ class Server:
             secure=self.secure,
             maxretry=configuration.get("maxretry", 5),
         )
-        self.door = Door(listeners, self.directory / "zmq.sock", hello)
+        # Who only connects is nobody yet: that is not worth a line of the log.
+        self.door = Door(listeners, self.directory / "zmq.sock", hello, report=log.debug)
         self.door.start()
         self.session.start()
 
@@ -229,7 +237,7 @@ class Server:
     def _readable(self) -> None:
         """Take all that is there: libzmq's descriptor tells of a change only once."""
         self.checking = False
-        for _ in range(1000):
+        for _ in range(MESSAGES_AT_ONCE):
             if not is_readable(self.router):
                 return
             frames = self.router.recv_multipart(zmq.NOBLOCK)
@@ -414,8 +422,10 @@ def descriptor(socket: zmq.Socket[bytes]) -> int:
 def set_up_log(configuration: dict[str, Any]) -> None:
     """One log: in the run directory, in `logfile` as well, and on our terminal if asked for."""
     form = logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s")
-    files = [Path(configuration["run_directory"]) / "server.log", configuration.get("logfile")]
-    handlers: list[logging.Handler] = [logging.FileHandler(file) for file in files if file]
+    own = Path(configuration["run_directory"]) / "server.log"
+    handlers: list[logging.Handler] = [RotatingFileHandler(own, maxBytes=LONGEST_LOG, backupCount=1)]
+    if configuration.get("logfile"):
+        handlers.append(logging.FileHandler(configuration["logfile"]))
     if configuration.get("verbose") or configuration.get("showmsg"):
         handlers.append(logging.StreamHandler())
     root = logging.getLogger("remoter")

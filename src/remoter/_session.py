@@ -24,6 +24,7 @@ from ._journal import Journal
 from ._ledger import Ledger, queued_data
 from ._messages import (
     FEATURES,
+    LONGEST_CODE,
     Accepted,
     Acknowledge,
     Answer,
@@ -244,7 +245,15 @@ class Session:
             self._dispatch()
 
     def _refusal(self, submit: Submit) -> Refused | None:
-        live = self.ledger.live
+        live, size = self.ledger.live, len(submit.code)
+        if size > LONGEST_CODE // 4 and len(submit.code.encode()) > LONGEST_CODE:
+            return Refused(
+                error="RemoterError",
+                message=f"code of {size / 1e6:.0f} MB is too long",
+                cause=f"a run's code has at most {LONGEST_CODE >> 20} MiB",
+                hints=("put the data into a file and read that",),
+                n=submit.n,
+            )
         if not self.ledger.session:
             return Refused(
                 error="SessionDiedError",

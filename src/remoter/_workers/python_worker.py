@@ -43,6 +43,7 @@ NAP = 2.0  # seconds that the side thread sleeps when nothing happens
 SOON = 0.01  # seconds until a server that is just starting is looked for again
 TICK = 0.05  # seconds between flushes while a command runs
 LONGEST_TEXT = 10_000_000  # characters that a result shows
+LONGEST_FORM = 32_000_000  # characters or bytes of one of its other forms: all must fit into a message
 PIPE_SIZE = 1 << 20
 F_SETPIPE_SZ = 1031  # in `fcntl` only from Python 3.10 on; Linux
 CO_COROUTINE = 0x80
@@ -501,7 +502,8 @@ class Streams:
 
     def flush(self):
         """All that Python and C hold back goes out."""
-        for stream in (sys.stdout, sys.stderr, self.ours["stdout"], self.ours["stderr"]):
+        theirs = [getattr(sys, name, None) for name in ("stdout", "stderr")]  # user code may delete them
+        for stream in (*theirs, self.ours["stdout"], self.ours["stderr"]):
             try:
                 stream.flush()
             except Exception:
@@ -1540,9 +1542,12 @@ PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/p
 
 
 def split_forms(forms):
-    """A mime bundle as ({mime: str}, [(mime, bytes)])."""
-    texts, buffers = {}, []
+    """A mime bundle as ({mime: str}, [(mime, bytes)]), and what is too long for a message and left out."""
+    texts, buffers, left_out = {}, [], []
     for mime, form in forms.items():
+        if isinstance(form, (str, bytes, bytearray)) and len(form) > LONGEST_FORM:
+            left_out.append("%s (%d MB)" % (mime, len(form) // 1_000_000))
+            continue
         if mime in PICTURES and isinstance(form, str):
             form = base64.b64decode(form)
         if isinstance(form, (bytes, bytearray, memoryview)):
@@ -1554,7 +1559,7 @@ def split_forms(forms):
                 texts[mime] = json.dumps(form)
             except (TypeError, ValueError):
                 continue
-    return texts, buffers
+    return texts, buffers, left_out
 
 
 class Worker:
@@ -1840,7 +1845,9 @@ class Worker:
         if os.getpid() != self.pid:
             print(text)
             return
-        texts, buffers = split_forms(forms)
+        texts, buffers, left_out = split_forms(forms)
+        if left_out:
+            self.notice("too long to be shown, left out: " + ", ".join(left_out), "cut")
         header = {"type": "result", "text": clean(text)}
         if texts:
             header["data"] = texts
@@ -1854,7 +1861,9 @@ class Worker:
             return
         if not (self.run and self.run.get("color")):
             text = ANSI.sub("", text)
-        texts, buffers = split_forms({mime: form for mime, form in forms.items() if mime != "text/plain"})
+        texts, buffers, left_out = split_forms({m: form for m, form in forms.items() if m != "text/plain"})
+        if left_out:
+            self.notice("too long to be shown, left out: " + ", ".join(left_out), "cut")
         header = {"type": "display", "text": clean(text[:LONGEST_TEXT]), "data": texts}
         if display_id is not None:
             header.update(display=str(display_id), update=bool(update))
@@ -1896,9 +1905,10 @@ class Worker:
         except Exception:
             import traceback
 
-            text = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__)).rstrip(
-                "\n"
-            )
+            try:
+                text = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__))
+            except Exception:  # even the standard library cannot show it
+                text = "".join(traceback.format_tb(problem.__traceback__)) + type(problem).__name__
         self.error(text, type(problem).__name__, problem)
 
     def exited(self, code):
@@ -1907,7 +1917,11 @@ class Worker:
             self.exit = int(code or 0)
             text = "SystemExit: %d" % self.exit
         else:
-            self.exit, text = 1, str(code)
+            self.exit = 1
+            try:
+                text = str(code)
+            except Exception:
+                text = "SystemExit: %s" % type(code).__name__
         if self.exit and (os.getpid() == self.pid or not isinstance(code, int)):
             self.error(text, "SystemExit", code)
 
