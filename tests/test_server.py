@@ -16,7 +16,7 @@ def test_showmsg_logs_every_command_whole_and_names_its_client(serve):
     with served.connect() as session:
         session.run("x = 1\ny = 2")
         log = session._query("log")["text"]
-    assert re.search(r"RMSG \S*@\S* pid \d+: x = 1\ny = 2", log)
+    assert re.search(r"RMSG \S*@\S* pid \d+: x = 1\\ny = 2", log)
 
 
 def test_without_showmsg_no_command_is_in_the_log(serve):

@@ -100,6 +100,13 @@ def test_values_pictures_and_lines_of_a_script_keep_their_order(session):
         assert shown == ["a", "'b'", "c", "'d'", "e"]
 
 
+def test_lines_on_stdout_and_stderr_keep_their_order(session):
+    code = "import sys\nfor i in range(50): print('out', i); print('err', i, file=sys.stderr)"
+    run = session.submit(code)
+    lines = "".join(event.text for event in run.events() if event.kind in ("stdout", "stderr")).splitlines()
+    assert lines == [f"{stream} {i}" for i in range(50) for stream in ("out", "err")]
+
+
 def test_what_c_prints_arrives_by_the_end_of_the_command(session):
     code = "import ctypes; _ = ctypes.CDLL(None).printf(b'from C %d\\n', 7)"
     assert session.run(code, quiet=True).stdout == "from C 7\n"

@@ -29,7 +29,9 @@ RUNNERS = ["plain", "ipython"]
 def find_python(version: str) -> str | None:
     """An interpreter of that version, from pyenv or the path."""
     kept = sorted(VERSIONS.glob(f"{version}.*/bin/python"))
-    return str(kept[-1]) if kept else shutil.which(f"python{version}")
+    python = str(kept[-1]) if kept else shutil.which(f"python{version}")
+    runs = python and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+    return python if runs else None
 
 
 class Line:

@@ -141,12 +141,12 @@ class Cursors:
         if self.by_identity.get(cursor.identity) is cursor:
             self.pump(cursor)
 
-    def drop_silent(self, probe: Callable[[], Message]) -> None:
-        """Find connections that broke without a word."""
+    def drop_silent(self, probe: Callable[[], Message], *, probe_after: float = PROBE) -> None:
+        """Find connections that broke without a word: those silent for `probe_after` seconds are sent `probe`."""
         now = time.monotonic()
         for cursor in list(self.by_identity.values()):
             silent = now - cursor.heard
-            if silent > SILENCE or (silent > PROBE and self.send(cursor.identity, probe()) is False):
+            if silent > SILENCE or (silent > probe_after and self.send(cursor.identity, probe()) is False):
                 self.detach(cursor.identity)
 
     def dismiss(self, message: str) -> None:

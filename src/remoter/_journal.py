@@ -314,6 +314,11 @@ class Journal:
         return str(self._meta["id"])
 
     @property
+    def is_disk_full(self) -> bool:
+        """Whether memory stands in for the disk."""
+        return self._disk_full
+
+    @property
     def first(self) -> int:
         """The lowest number that is kept; above `last` if none is."""
         return min(self._shelf.next_number(0) or self._ring_first, self._ring_first)

@@ -426,7 +426,8 @@ def set_up_log(configuration: dict[str, Any]) -> None:
     handlers: list[logging.Handler] = [RotatingFileHandler(own, maxBytes=LONGEST_LOG, backupCount=1)]
     if configuration.get("logfile"):
         handlers.append(logging.FileHandler(configuration["logfile"]))
-    if configuration.get("verbose") or configuration.get("showmsg"):
+    on_terminal = configuration.get("verbose") or configuration.get("showmsg")
+    if on_terminal and not os.path.samestat(os.fstat(2), own.stat()):
         handlers.append(logging.StreamHandler())
     root = logging.getLogger("remoter")
     root.setLevel(logging.INFO)

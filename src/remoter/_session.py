@@ -84,6 +84,7 @@ class Session:
         self.ready = ready
         self.ended = ended
         self.started = time.time()
+        self.disk_was_full = False
         self.loop = asyncio.get_running_loop()
         self.cursors = Cursors(journal, send, self._left)
         self.flush_handle: asyncio.Handle | None = None
@@ -106,7 +107,7 @@ class Session:
             self.engine.worker_id = self.ledger.session
             self.engine.pid = self.ledger.worker["pid"]
             self.engine.frame = self.ledger.frame
-            self.notice("the server was started again; nothing that was printed is lost", "server-restarted")
+            self.notice("the session's server had ended and was started again", "server-restarted")
             self.ready(None)
         elif self.live_pid is not None or self.configuration.get("worker"):
             self.engine.worker_id = self.configuration["worker"]["id"]
@@ -193,7 +194,10 @@ class Session:
         was_ready = bool(self.ledger.session)
         text = describe_end(end)
         log.info("DIED %s", text)
-        self.emit("died", text=text, data={"signal": end.signal, "code": end.code})
+        if self.stopping is None:
+            self.emit("died", text=text, data={"signal": end.signal, "code": end.code})
+        else:
+            self.notice(f"the session was ended: {self.stopping}", "ended")
         for record in list(self.ledger.live):
             status = "died" if record.status == "running" else "cancelled"
             self.emit("done", run=record.id, data={"status": status, "elapsed": None, "exit": None})
@@ -239,7 +243,8 @@ class Session:
             self.send(cursor.identity, refusal)
         else:
             if self.configuration.get("showmsg"):
-                log.info("RMSG %s: %s", cursor.label or cursor.client, submit.code)
+                code = submit.code.encode("unicode_escape").decode()  # one line, whatever it holds
+                log.info("RMSG %s: %s", cursor.label or cursor.client, code)
             data = queued_data(ledger.number + 1, submit)
             self.emit("queued", run=(cursor.client, submit.n), text=submit.code, data=data, hold=True)
             self._dispatch()
@@ -313,6 +318,8 @@ class Session:
 
     def attach(self, identity: bytes, attach: Attach) -> None:
         """A connection says who it is: it is told how things are, and all it has missed."""
+        # Who was killed and is back at once finds that he is away, and is asked what he was asked.
+        self.cursors.drop_silent(lambda: self._pong(0), probe_after=0.0)
         cursor = self.cursors.attach(identity, attach)
         log.info("ATTACH %s %s since=%s", cursor.client, cursor.label, attach.since)
         ledger = self.ledger
@@ -501,6 +508,11 @@ class Session:
         """Write what was appended, then send it."""
         self.flush_handle = self.held = None
         self.journal.flush()
+        if self.journal.is_disk_full != self.disk_was_full:
+            self.disk_was_full = self.journal.is_disk_full
+            log.warning(
+                "DISK %s", "full: the journal is kept in memory" if self.disk_was_full else "has room again"
+            )
         self.engine.journaled()
         self.cursors.pump_all()
 

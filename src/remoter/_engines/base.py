@@ -13,8 +13,9 @@ inherited, so a restarted server finds the worker that outlived the last one.
 Order. The worker flushes what it printed before it sends a frame, and here both FIFOs are
 read empty before a frame is handled: so no result overtakes an earlier line. After a frame in
 the middle of a run (`wait`) the worker prints nothing until it hears that we have it: so no later
-line overtakes a result. Between stdout and stderr there is only the order in which they were
-read, as with any two pipes.
+line overtakes a result. Between stdout and stderr Python's own writes keep their order, since the
+worker waits for a line on stderr to be read; what C and other programs write to both has
+only the order in which it is read, as with any two pipes.
 
 Floods. Reading each printed line by itself would cost an event a line. A FIFO that was read
 less than 2 ms ago is therefore left alone for 3 ms, in which a fast printer fills it, while a
@@ -46,6 +47,7 @@ HEADER = struct.Struct("!II")
 READ_SIZE = 128 * 1024
 RECENT = 0.002
 PAUSE = 0.003
+LARGE = 4096
 LONGEST_FRAME = 256 * 1024 * 1024
 SEND_BUFFER = 64 * 1024 * 1024
 DEATH_GRACE = 1.0
@@ -91,13 +93,16 @@ class Stream:
         self.descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.last_read = 0.0
+        self.last_size = 0
+        self.other: Stream | None = None
         self.resume: asyncio.TimerHandle | None = None
         self.loop.add_reader(self.descriptor, self.readable)
 
     def readable(self) -> None:
         """Hand over what is there, or wait a moment for more where much is coming."""
         now = time.monotonic()
-        if now - self.last_read < RECENT:
+        is_flood = self.name == "stdout" or self.last_size >= LARGE
+        if is_flood and now - self.last_read < RECENT:
             self.loop.remove_reader(self.descriptor)
             self.resume = self.loop.call_later(PAUSE, self._resume)
         else:
@@ -114,6 +119,9 @@ class Stream:
         except BlockingIOError:
             return 0
         self.last_read = time.monotonic()
+        self.last_size = len(data)
+        if self.other is not None:
+            self.other.last_read = 0.0
         text = self.decoder.decode(data)
         if text:
             self.printed(self.name, text)
@@ -280,6 +288,7 @@ class Engine:
             Stream(directory / file, name, listener.worker_printed)
             for file, name in (("out", "stdout"), ("err", "stderr"))
         ]
+        self.streams[0].other, self.streams[1].other = self.streams[1], self.streams[0]
         self.interrupts = os.open(directory / "interrupt", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.input = os.open(directory / "in", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.door = self._listen()
@@ -470,8 +479,8 @@ class Engine:
         """Notice the end of a worker whose keeper cannot tell."""
         if self.pid is None or self.ended or self.side is not None:
             return
-        if is_gone(self.pid):
-            self.has_ended(WorkerEnd())
+        if is_gone(self.pid):  # the keeper, if there is one, is about to say how
+            self.loop.call_later(DEATH_GRACE, self.has_ended, WorkerEnd())
 
     def close(self) -> None:
         """Let go of everything; the worker, if it lives, waits for the next server."""

@@ -30,6 +30,7 @@ import signal
 import socket
 import struct
 import sys
+import termios
 import threading
 import time
 import types
@@ -38,6 +39,7 @@ HERE = sys._getframe().f_code.co_filename  # as tracebacks name it
 HIGH_FD = 200  # our own file descriptors live above those that user code is likely to number by hand
 HIGHEST_FD = 900
 next_high_fd = HIGH_FD
+ORDER_TIME = 0.02  # seconds that a line on stderr waits for the server to read
 SETTLE_TIME = 1.0  # seconds that a command waits for the server to take a value or a picture
 NAP = 2.0  # seconds that the side thread sleeps when nothing happens
 SOON = 0.01  # seconds until a server that is just starting is looked for again
@@ -427,14 +429,33 @@ class StandardInput(io.TextIOBase):
         return "".join(iter(self.readline, ""))
 
 
-def writer(fd):
+class ErrorFile(io.FileIO):
+    """File descriptor 2 as Python writes to it: in order with what is printed to 1.
+
+    Two pipes have no common order. So before a line goes out here, the server has read what was
+    printed before it, and before the next can be printed there it has read this one. The price is
+    a tenth of a millisecond for a line on stderr, and nothing for one on stdout.
+    """
+
+    def __init__(self, streams):
+        super().__init__(2, "w", closefd=False)
+        self.streams = streams
+
+    def write(self, data):
+        self.streams.wait_until_read(1)
+        written = super().write(data)
+        self.streams.wait_until_read(2)
+        return written
+
+
+def writer(raw, name):
     """A text stream over a file descriptor that it does not own."""
-    raw = io.FileIO(fd, "w", closefd=False)
+    is_error = name == "<stderr>"
     stream = io.TextIOWrapper(
-        io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True, write_through=fd == 2
+        io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True, write_through=is_error
     )
     stream.mode = "w"
-    raw.name = "<stdout>" if fd == 1 else "<stderr>"
+    raw.name = name
     return stream
 
 
@@ -458,6 +479,7 @@ class Streams:
         self.fifos = [self.open(path) for path in self.paths]
         self.saved_fds = None
         self.ticking = threading.Lock()
+        self.impatient_until = 0.0
         self.libc = None
         self.c_stdout = None
         self.ours = {}
@@ -474,10 +496,34 @@ class Streams:
         if self.worker.live:
             self.saved_fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD) for fd in range(3)]
         self.renew_fds()
-        self.ours = {"stdin": StandardInput(self.worker), "stdout": writer(1), "stderr": writer(2)}
+        self.ours = {name: self.make(name) for name in ("stdin", "stdout", "stderr")}
         for name, stream in self.ours.items():
             setattr(sys, name, stream)
             setattr(sys, "__%s__" % name, stream)
+
+    def make(self, name):
+        if name == "stdin":
+            return StandardInput(self.worker)
+        if name == "stdout":
+            return writer(io.FileIO(1, "w", closefd=False), "<stdout>")
+        return writer(ErrorFile(self), "<stderr>")
+
+    def wait_until_read(self, fd):
+        """Until the server has read what was printed to 1 or 2; not long, and not if nobody reads."""
+        now = time.monotonic()
+        deadline = now + ORDER_TIME
+        while now >= self.impatient_until:
+            try:
+                waiting = fcntl.ioctl(self.fifos[fd], termios.FIONREAD, b"\0\0\0\0")
+            except OSError:
+                return
+            if waiting == b"\0\0\0\0":
+                return
+            if now > deadline:
+                self.impatient_until = now + 1.0
+                return
+            time.sleep(0.00005)
+            now = time.monotonic()
 
     def renew_fds(self):
         for fd in range(3):
@@ -492,10 +538,7 @@ class Streams:
         self.renew_fds()
         for name, stream in self.ours.items():
             if is_closed(stream):
-                stream = (
-                    StandardInput(self.worker) if name == "stdin" else writer(1 if name == "stdout" else 2)
-                )
-                self.ours[name] = stream
+                stream = self.ours[name] = self.make(name)
                 setattr(sys, "__%s__" % name, stream)
             if is_closed(getattr(sys, name, None)):
                 setattr(sys, name, stream)
