@@ -85,7 +85,7 @@ class Ledger(msgspec.Struct):
     def _queue(self, event: Event, data: dict[str, Any]) -> None:
         assert event.run is not None
         client, n = event.run
-        options = {key: value for key, value in data.items() if key != "number"}
+        options = {key: value for key, value in data.items() if key not in ("number", "label")}
         submit = Submit(n=n, session=self.session, code=event.text or "", **options)
         self.number = data["number"]
         self.live.append(RunRecord(id=(client, n), number=self.number, submit=submit))

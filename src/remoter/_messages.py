@@ -42,7 +42,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     What `text` and `data` hold, by `kind`:
 
-    - `queued`: text = the code; data = the run's options (`Submit`)
+    - `queued`: text = the code; data = the run's options (`Submit`), its `number` in the session, its client's `label`
     - `busy`: the run has started
     - `stdout`, `stderr`: text = what was printed
     - `result`: text = what a prompt shows of the value; data = its other forms by mime type

@@ -40,6 +40,7 @@ from ._messages import (
     MessageError,
     Refused,
     common_protocol,
+    decode_event,
     decode_from_client,
     encode,
 )
@@ -362,8 +363,6 @@ class Server:
         }
 
     def _last_words(self) -> list[Any]:
-        from ._messages import decode_event
-
         self.journal.flush()
         events, _ = self.journal.read(0, 65536)
         return [decode_event(event) for event in events]

@@ -245,7 +245,7 @@ class Session:
             if self.configuration.get("showmsg"):
                 code = submit.code.encode("unicode_escape").decode()  # one line, whatever it holds
                 log.info("RMSG %s: %s", cursor.label or cursor.client, code)
-            data = queued_data(ledger.number + 1, submit)
+            data = {**queued_data(ledger.number + 1, submit), "label": cursor.label}
             self.emit("queued", run=(cursor.client, submit.n), text=submit.code, data=data, hold=True)
             self._dispatch()
 

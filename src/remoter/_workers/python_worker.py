@@ -58,6 +58,8 @@ for _feature in __future__.all_feature_names:
     FUTURES |= getattr(__future__, _feature).compiler_flag
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LENGTHS = struct.Struct("!II")
+# User code may replace what is in `time`; we go on with what was there.
+clock, stopwatch, pause = time.monotonic, time.perf_counter, time.sleep
 to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -172,7 +174,7 @@ class Connection:
     def expect(self, kind, deadline):
         """The first frame, which must be of that kind. Raises OSError."""
         while not self.frames:
-            left = deadline - time.monotonic()
+            left = deadline - clock()
             poll = select.poll()
             poll.register(self.fileno(), select.POLLIN)
             if left <= 0 or not poll.poll(left * 1000):
@@ -225,7 +227,7 @@ class Control:
             hello = {"type": "hello", "role": "control", "worker": self.worker.id, "pid": self.worker.pid}
             connection = Connection(self.path, dict(hello, last=self.worker.last, sent=self.number))
             try:
-                received = connection.expect("welcome", time.monotonic() + 2)["received"]
+                received = connection.expect("welcome", clock() + 2)["received"]
             except BaseException:
                 connection.close()
                 raise
@@ -336,11 +338,11 @@ class Interrupts:
         if os.getpid() != self.worker.pid:
             raise KeyboardInterrupt
         numbers = self.read_numbers()
-        if time.monotonic() > self.overhang_until:
+        if clock() > self.overhang_until:
             self.overhang = 0
         if numbers:
             self.overhang += len(numbers) - 1
-            self.overhang_until = time.monotonic() + 1.0
+            self.overhang_until = clock() + 1.0
             self.early.update(number for number in numbers if number > self.started)
             if self.target is not None and self.target in numbers:
                 self.strike()
@@ -510,7 +512,7 @@ class Streams:
 
     def wait_until_read(self, fd):
         """Until the server has read what was printed to 1 or 2; not long, and not if nobody reads."""
-        now = time.monotonic()
+        now = clock()
         deadline = now + ORDER_TIME
         while now >= self.impatient_until:
             try:
@@ -522,8 +524,8 @@ class Streams:
             if now > deadline:
                 self.impatient_until = now + 1.0
                 return
-            time.sleep(0.00005)
-            now = time.monotonic()
+            pause(0.00005)
+            now = clock()
 
     def renew_fds(self):
         for fd in range(3):
@@ -935,7 +937,7 @@ class Timer:
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return usage.ru_utime, usage.ru_stime, time.perf_counter()
+        return usage.ru_utime, usage.ru_stime, stopwatch()
 
     def __enter__(self):
         if self.on:
@@ -1452,7 +1454,7 @@ class Side(threading.Thread):
             try:
                 self.turn()
             except Exception:
-                time.sleep(TICK)
+                pause(TICK)
 
     def turn(self):
         worker = self.worker
@@ -1461,7 +1463,7 @@ class Side(threading.Thread):
         poll.register(self.waker, select.POLLIN)
         if self.connection is not None:
             poll.register(self.connection.fileno(), select.POLLIN)
-        now = time.monotonic()
+        now = clock()
         if worker.run is not None:
             self.quick_until = now + 2
         timeout = TICK if now < self.quick_until else self.delay if not whole else None
@@ -1477,11 +1479,11 @@ class Side(threading.Thread):
             self.waker.clear()
         if self.connection is not None and self.connection.fileno() in ready:
             self.answer_all()
-        if time.monotonic() < self.quick_until:
+        if clock() < self.quick_until:
             worker.streams.tick()
         if worker.run is not None:
             worker.control.drain()
-        elif not ready and self.warmups and time.monotonic() > self.warm_at:
+        elif not ready and self.warmups and clock() > self.warm_at:
             self.warmups.popleft()()
 
     def keep_connected(self):
@@ -1561,7 +1563,7 @@ class Side(threading.Thread):
 
     def warm_up(self, steps):
         self.warmups.extend(steps)
-        self.warm_at = time.monotonic() + 1.0
+        self.warm_at = clock() + 1.0
         self.waker.wake()
 
     def close(self):
@@ -1782,7 +1784,7 @@ class Worker:
     def execute(self, run):
         number = run["number"]
         self.prepare(run)
-        started = time.perf_counter()
+        started = stopwatch()
         try:
             try:
                 self.interrupts.begin(number)
@@ -1797,7 +1799,7 @@ class Worker:
             self.status = "interrupted"
         except BaseException as problem:  # our own mistake must not end the session
             self.failed(problem)
-        elapsed = time.perf_counter() - started
+        elapsed = stopwatch() - started
         if os.getpid() != self.pid:
             self.end_child()
         self.holding = False
@@ -1868,9 +1870,9 @@ class Worker:
         return threading.get_ident() == self.interrupts.main
 
     def settle(self, number):
-        deadline = time.monotonic() + SETTLE_TIME
+        deadline = clock() + SETTLE_TIME
         while self.control.kept and self.control.kept[0][0] <= number and self.control.connection is not None:
-            remains = deadline - time.monotonic()
+            remains = deadline - clock()
             if remains <= 0:
                 return
             self.wait(remains)
@@ -2026,7 +2028,7 @@ def end_at_last():
     """Threads that never end must not keep the worker alive."""
     import atexit
 
-    time.sleep(5)
+    pause(5)
     atexit._run_exitfuncs()
     os._exit(0)
 
