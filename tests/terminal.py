@@ -62,8 +62,10 @@ class Terminal:
         self.raw = bytearray()
         """Every byte that the program wrote."""
         environment = {**(os.environ if env is None else env), "TERM": term}
+        # What a test does not set itself is not inherited: the size least of all (readline, where
+        # pytest's own process loads it, puts COLUMNS into the environment of its workers).
         for name in ("INSIDE_EMACS", "NO_COLOR", "TMUX", "COLUMNS", "LINES"):
-            if env is None or name not in env:
+            if env is None or env.get(name) == os.environ.get(name):
                 environment.pop(name, None)
         self.process = ptyprocess.PtyProcess.spawn(list(argv), cwd=cwd, env=environment, dimensions=size)
         self.process.delayafterclose = 0

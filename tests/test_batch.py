@@ -166,6 +166,19 @@ def test_a_dead_interpreter_is_255_and_says_how_it_ended(served):
     assert "remoter restart" in again.stderr
 
 
+def test_a_script_that_still_waited_when_the_interpreter_died_is_255_and_was_never_run(served, start_batch):
+    with served.connect() as session:
+        session.submit("import sys; print('go', flush=True); input(); import os; os._exit(7)")
+        running = next(event.run for event in session.events(since=0) if event.kind == "ask")
+        process = start_batch("-c", "print('never')")
+        watched = session.events(since=0, all=True)
+        assert any(event.kind == "queued" and event.run[0] != running[0] for event in watched)
+        session._answer(running, 1, "")
+        assert process.wait(10) == 255
+    assert "cancelled, never run" in process.stderr.read()
+    assert process.stdout.read() == ""
+
+
 def test_a_script_whose_session_is_ended_says_so(served, start_batch):
     process = start_batch("-c", "print('go')\nimport time\ntime.sleep(60)")
     assert process.stdout.readline() == "go\n"

@@ -13,6 +13,7 @@ import pytest
 
 from remoter import _cli, _config, _listing, _usage
 from remoter._address import key_to_text
+from remoter._errors import RemoterError
 from remoter._security import new_keys
 from tests.conftest import is_alive, wait_for
 
@@ -127,14 +128,18 @@ def test_a_password_is_never_taken_from_the_command_line(capsys, command, typed)
         ["server", "--port", "70000"],
         ["client", "http://big"],
         ["client", "big:1:2"],
+        ["batch", "-c", "1", "-c", "2"],
+        ["server", "--insecure", "--listen", "0.0.0.0"],
+        ["server", "--logfile", "/nonexistent/x.log"],
     ],
 )
 def test_wrong_usage_is_2_and_one_error_with_a_hint(capsys, words):
     code, out, err = call(capsys, *words)
     assert (code, out) == (2, "")
     assert re.match(r"error: .+ \[\S+\]\n", err)
-    assert "hint: " in err
+    assert "hint: " in err or "cause: " in err
     assert "Traceback" not in err
+    assert "Errno" not in err
 
 
 def test_options_come_from_variables_too(capsys, monkeypatch):
@@ -160,7 +165,7 @@ def test_a_bad_password_file_is_refused(capsys, tmp_path, mode, content, said):
         path.write_text(content)
         path.chmod(mode)
     code, _, err = call(capsys, "server", "--password-file", str(path))
-    assert code == 1
+    assert code == 2
     assert said in err
     assert "secret" not in err
 
@@ -179,7 +184,9 @@ def test_a_mistake_of_ours_is_shown_whole_and_as_such(capsys, monkeypatch):
 def test_our_tracebacks_are_shown_only_with_debug(capsys):
     assert "Traceback" not in call(capsys, "client", "http://big")[2]
     assert "Traceback" in call(capsys, "client", "--debug", "http://big")[2]
-    assert "Traceback" in call(capsys, "--debug", "client", "http://big")[2]
+    shown = call(capsys, "--debug", "client", "http://big")[2]
+    assert "Traceback" in shown
+    assert (shown.count("error: "), shown.count("hint: ")) == (1, 1)
 
 
 def test_colour_is_for_terminals_and_honours_no_color(monkeypatch):
@@ -221,6 +228,77 @@ def test_an_unreachable_port_is_255():
     done = remoter("interrupt", "127.0.0.1:1024")
     assert done.returncode == 255
     assert "nothing listens" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["stop", "restart"])
+def test_a_session_that_is_to_be_ended_is_not_offered_to_be_started(command):
+    for words in [[command], [command, "nosuch"]]:
+        err = remoter(*words).stderr
+        assert "--name nosuch" not in err
+        assert "start=True" not in err
+        assert "--start" not in err
+
+
+def test_a_word_that_is_no_file_may_have_been_meant_as_a_session(home):
+    done = remoter("batch", "work", stdin="1")
+    assert done.returncode == 2
+    assert "`remoter batch work -`" in done.stderr
+
+
+def test_errors_of_commands_name_options_not_arguments(capsys, monkeypatch):
+    def fail():
+        raise RemoterError("odd", hints="leave `secure=False` (`--insecure`) out")
+
+    monkeypatch.setattr(_listing, "sessions", fail)
+    assert "hint: leave `--insecure` out" in call(capsys, "ls")[2]
+
+
+def test_options_that_click_refuses_are_quoted_as_all_else(capsys):
+    err = call(capsys, "server", "--port", "x")[2]
+    assert "`x`" in err
+    assert "'" not in err
+
+
+# --- what cannot be started -----------------------------------------------------------------------
+
+
+def test_a_session_that_could_not_start_leaves_nothing_behind(home):
+    done = remoter("server", "--background", "--name", "li", "--listen", "192.0.2.1", "--port", "0")
+    assert done.returncode == 1
+    assert "cannot listen on `192.0.2.1`" in done.stderr
+    assert list((home / "runtime").iterdir()) == []
+
+
+def test_a_failure_to_start_speaks_in_words(home):
+    done = remoter("server", "--background", REMOTER_JOURNAL_DIR="/proc/nope")
+    assert done.returncode != 0
+    assert "cannot make the directory `/proc/nope`" in done.stderr
+    done = remoter("server", "--background", "--port", "0", "--python", "/nonexistent")
+    assert "/nonexistent" in done.stderr
+    assert "No such file" in done.stderr
+    assert "Errno" not in done.stderr
+
+
+def test_a_start_that_fails_on_the_way_says_why_once(home):
+    (home / "runtime").mkdir(mode=0o755)
+    done = remoter("batch", "--start", "-c", "1")
+    assert done.returncode == 255
+    assert done.stderr.count("error:") == 1
+    assert done.stderr.count("cause:") == 1
+    assert "open to others" in done.stderr
+    assert "chmod 700" in done.stderr
+
+
+def test_an_insecure_session_off_loopback_has_to_be_forced(stop_all):
+    refused = remoter("server", "--background", "--port", "0", "--insecure", "--listen", "0.0.0.0")
+    assert "--force-insecure" in refused.stderr
+    words = ["server", "--background", "--port", "0", "--insecure", "--listen", "0.0.0.0"]
+    assert remoter(*words, "--force-insecure").returncode == 0
+    # One plain line warns who connects; who only lists or ends it is not told.
+    warned = remoter("batch", "--insecure", "-c", "1").stderr
+    assert re.fullmatch(r"warning: the connection to session `main` is not secure: .+\n", warned)
+    assert remoter("ls").stderr == ""
+    assert remoter("stop", "--all").stderr == ""
 
 
 # --- sessions ----------------------------------------------------------------------------------
@@ -272,6 +350,59 @@ def test_log_f_goes_on_with_what_comes(served):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_log_f_ends_well_with_the_session(served):
+    process = subprocess.Popen(
+        [*REMOTER, "log", "-f", served.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        remoter("batch", "-c", "print('live one')")
+        assert any("live one" in line for line in iter(process.stdout.readline, ""))
+        assert remoter("stop").returncode == 0
+        _, err = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert f"session `{served.name}` has ended" in err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_damaged_connection_file_stands_in_the_way_of_its_own_session_only(served, home):
+    directory = home / "state" / "servers"
+    (directory / f"{_config.host_name()}-net.json").write_text("{")
+    (directory / f"{_config.host_name()}-net.json").chmod(0o600)
+    (directory / f"{_config.host_name()}-open.json").write_text("{}")
+    (directory / f"{_config.host_name()}-open.json").chmod(0o644)
+    for words in [["ls"], ["batch", served.name, "-c", "1"], ["interrupt", f"localhost:{served.port}"]]:
+        done = remoter(*words)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert remoter("ls").stderr.count("warning: left out: ") == 2
+    refused = remoter("batch", "net", "-c", "1")
+    assert refused.returncode == 255
+    assert "error: cannot read the connection file" in refused.stderr
+    assert remoter("stop", "--all").returncode == 0
+
+
+def test_a_connection_file_that_was_removed_is_written_again_when_it_is_missed(served):
+    path = _config.record_path(served.record["host"], served.name)
+    before = path.read_bytes()
+    path.unlink()
+    assert remoter("batch", served.name, "-c", "print('here')").stdout == "here\n"
+    assert json.loads(path.read_bytes()) == json.loads(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    for words in [["ls"], ["stop", served.name]]:
+        path.unlink()
+        assert served.name in remoter(*words).stdout
+    wait_for(lambda: not path.exists(), what="the connection file is removed with the session")
+
+
+def test_json_of_a_start_has_the_whole_address(stop_all):
+    started = json.loads(remoter("server", "--background", "--port", "0", "--json").stdout)
+    key = key_to_text(started["server_public"])
+    assert started["address"] == f"remoter://127.0.0.1:{started['port']}/#{key}"
+    assert remoter("batch", started["address"], "-c", "print('in')").stdout == "in\n"
 
 
 def test_start_starts_a_session_if_none_runs_and_uses_it_the_next_time(stop_all):
@@ -406,10 +537,22 @@ def test_keys_are_shown_authorized_trusted_and_forgotten(capsys):
     assert (found["authorized"], found["known"]) == ([], [])
 
 
+def test_a_server_that_was_trusted_without_a_name_is_forgotten_by_host_and_port(capsys):
+    from remoter._security import Pins
+
+    Pins().trust(new_keys().public, "localhost:50123 otter")
+    assert call(capsys, "keys", "forget", "localhost:50123")[0] == 0
+    assert list(Pins()) == []
+    Pins().trust(new_keys().public, "a" * 43)
+    assert call(capsys, "keys", "forget", "a" * 43)[0] == 0
+    assert list(Pins()) == []
+
+
 def test_a_key_that_is_none_is_refused(capsys):
     code, _, err = call(capsys, "keys", "authorize", "nonsense", "x")
     assert code == 2
-    assert "nonsense" in err
+    assert "`nonsense` is not a client's public key" in err
+    assert "`remoter keys`" in err
 
 
 def test_doctor_finds_all_well(served):
@@ -456,6 +599,29 @@ def test_doctor_on_something_else_than_remoter():
 
 
 # --- relay --------------------------------------------------------------------------------------
+
+
+def test_a_relay_says_that_nothing_answers_where_it_leads_and_who_leaves(served):
+    import socket
+
+    def start(*words):
+        command = [*REMOTER, "relay", *words, "--recvport", "0"]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    relays = [start("127.0.0.1:1024"), start(f"127.0.0.1:{served.port}", "--verbose")]
+    try:
+        dead, lively = relays
+        assert dead.stderr.readline().startswith("relay from ")
+        assert dead.stderr.readline().startswith("nothing answers on 127.0.0.1:1024 now (Connection refused)")
+        port = int(re.search(r"from 127.0.0.1:(\d+) ", lively.stderr.readline())[1])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"REMOTER/1\n")
+            assert "connected to" in lively.stderr.readline()
+        assert "disconnected" in lively.stderr.readline()
+    finally:
+        for process in relays:
+            process.terminate()
+            process.communicate()
 
 
 def test_a_session_is_reached_through_a_relay(served):

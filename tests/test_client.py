@@ -504,7 +504,57 @@ def test_a_person_is_asked_for_the_password_until_it_is_right(served, stranger):
 
     with open_session(stranger, ask_person=person, timeout=15) as session:
         assert session.run("1").text == "1"
-    assert asked == [(f"password of `{stranger}`: ", True)] * 2
+    first, second = asked
+    assert first == (f"password of `{stranger}`: ", True)
+    assert second[0].startswith(f"wrong password for `{stranger}` (refused by the server; next try in 1 s)\n")
+
+
+def test_a_server_that_does_not_know_the_password_is_not_given_a_second_guess(served, stranger, monkeypatch):
+    from remoter import _target
+
+    def log_in(*arguments, **more):
+        raise remoter.AuthError("it does not know the password", id="impostor")
+
+    monkeypatch.setattr(_target, "login", log_in)
+    asked = []
+    with pytest.raises(remoter.AuthError, match="does not know"):
+        open_session(stranger, ask_person=lambda prompt, hidden: asked.append(prompt) or "secret")
+    assert len(asked) == 1
+
+
+def test_a_login_that_waits_for_its_turn_says_so(served, stranger, capsys):
+    for _ in range(2):
+        with pytest.raises(remoter.AuthError, match="wrong password"):
+            remoter.connect(stranger, password="wrong")
+    remoter.connect(stranger, password=served.password).close()
+    assert "the login waits 2 s for its turn" in capsys.readouterr().err
+
+
+def test_another_key_at_an_address_that_was_known_is_told(served, stranger, capsys):
+    from remoter._security import Pins, fingerprint, new_keys
+
+    old = new_keys().public
+    Pins().trust(old, f"{stranger} otter")
+    remoter.connect(stranger, password=served.password).close()
+    told = capsys.readouterr().err
+    assert f"the key of `{stranger}` is not the one that was there on 20" in told
+    assert fingerprint(old) in told
+    remoter.connect(stranger, password=served.password).close()
+    assert capsys.readouterr().err == ""
+
+
+def test_another_loopback_address_than_that_of_my_session_is_refused_at_once(served):
+    began = time.monotonic()
+    with pytest.raises(remoter.ConnectError, match=r"\[::1\]"):
+        remoter.connect(f"[::1]:{served.port}")
+    assert time.monotonic() - began < 5
+    with remoter.connect(f"localhost:{served.port}") as session:
+        assert session.is_secure
+
+
+def test_a_timeout_that_is_no_number_is_said_so():
+    with pytest.raises(TypeError, match="number of seconds, not str"):
+        remoter.connect(timeout="a")
 
 
 def test_a_trusted_server_that_does_not_know_us_asks_for_the_password(served, stranger):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -214,14 +215,9 @@ def test_ctrl_c_interrupts_there_and_the_prompt_stays(prompt):
 DEAF = """\
 import signal, time
 def deaf():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     print('it ' + 'runs')
-    until = time.monotonic() + 60
-    while time.monotonic() < until and not over:
-        try:
-            time.sleep(0.05)
-        except KeyboardInterrupt:
-            pass
-over = []
+    time.sleep(60)
 """
 
 
@@ -329,6 +325,138 @@ def test_ending_the_session_asks_first_when_somebody_would_miss_it(prompt, serve
     wait_for(lambda: not is_alive(served.worker_pid))
 
 
+@pytest.mark.parametrize("code", ["exit(client_only=Fals)", "exit(nothing=True)", "shutdown(1)"])
+def test_a_mistake_in_leaving_neither_leaves_nor_ends_anything(prompt, code):
+    terminal = prompt()
+    enter(terminal, code)
+    assert "error: `" in terminal.screen()
+    terminal.type("'still ' + 'here'\r")
+    terminal.expect("'still here'\nremoter>")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("time.sleep(1); x = 5", "\n-- `import time; time.sleep(1); x = 5` finished after 1"),
+        ("print('\\r20 %\\r30 %', end=''); time.sleep(1)", "\n30 %\n-- `import time;"),
+        ("time.sleep(1); 1/0", "` failed after 1"),
+    ],
+)
+def test_a_command_that_ended_meanwhile_is_told_of(prompt, served, code, told):
+    terminal = prompt()
+    terminal.type(f"import time; {code}\r")
+    with served.connect() as other:
+        wait_for(lambda: other.info.busy)
+        terminal.type("\x04")
+        terminal.expect_end()
+        wait_for(lambda: not other.info.busy)
+    again = prompt()
+    assert "while you were away" in again.text()
+    assert "the command that ran has ended" in again.text()
+    assert told in again.text()
+
+
+def test_a_second_prompt_does_not_tell_what_the_first_shows(prompt, served):
+    first = prompt()
+    enter(first, "print('seen')")
+    second = prompt()
+    assert "while you were away" not in second.text()
+    assert "before you came" not in second.text()
+    second.type("\x04")
+    second.expect_end()
+    first.type("\x04")
+    first.expect_end()
+    with served.connect() as other:
+        other.run("print('not seen')", quiet=True)
+    assert "\nnot seen\n" in prompt().text()
+
+
+def test_long_code_is_told_on_one_line(prompt, served):
+    with served.connect() as other:
+        other.run(f"x = '{'long ' * 40}'", quiet=True)
+        other.run("y = 1\ny", quiet=True)
+    terminal = prompt()
+    assert re.search(
+        r"^> x = 'long .{50,70} \.\.\.\n> y = 1 \.\.\.\n1\nremoter>", terminal.text(), re.MULTILINE
+    )
+
+
+def test_a_session_without_interpreter_says_so_and_how_to_get_one(prompt, served):
+    with served.connect() as other:
+        other.run("import os; os._exit(3)", check=False, quiet=True)
+    terminal = prompt()
+    assert "None" not in terminal.text()
+    assert "it has no interpreter" in terminal.text()
+    assert f"remoter restart {served.name}" in terminal.text()
+
+
+def test_a_session_that_is_ended_elsewhere_is_said_once(prompt, served):
+    terminal = prompt()
+    terminal.type("import time; print('be' + 'gun'); time.sleep(60)\r")
+    terminal.expect("\nbegun\n")
+    with served.connect() as other:
+        other.shutdown()
+    assert terminal.expect_end() == 255
+    assert "the interpreter died" not in terminal.text()
+    assert "remoter restart" not in terminal.text()
+    assert terminal.text().count("ended") == 1
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_what_we_say_stands_on_lines_of_its_own_after_a_key(prompt, served, term):
+    with served.connect() as other:
+        other.run("import threading; gate = threading.Event()")
+        run = other.submit("gate.wait(15)")
+        wait_for(lambda: run.status == "running")
+        terminal = prompt(term=term)
+        terminal.type("1\n")
+        terminal.expect("-- waits for")
+        terminal.type("\x03")
+        terminal.expect(re.compile(r"^-- taken back", re.MULTILINE))
+        terminal.expect_line("remoter>")
+        terminal.type("\x03\x03")
+        terminal.expect(re.compile(r"^-- nothing runs", re.MULTILINE))
+        terminal.expect_line("remoter>")
+        run.interrupt()
+        run.wait(5)
+    terminal.type("\x04")
+    terminal.expect_end()
+    assert re.search("^left `", terminal.text(), re.MULTILINE)
+
+
+def test_the_way_out_stands_on_a_line_of_its_own_while_a_command_runs(prompt, served):
+    terminal = prompt()
+    terminal.type("import time; print('be' + 'gun'); time.sleep(2)\r")
+    terminal.expect("\nbegun\n")
+    terminal.type("\x04")
+    terminal.expect_end()
+    assert re.search("^left `", terminal.text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs a shell with job control")
+def test_ctrl_z_suspends_while_a_line_is_typed(served):
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with Terminal(shell, env={**os.environ, "PS1": "shell: "}) as terminal:
+        terminal.expect("shell:")
+        terminal.type(f"{sys.executable} -m remoter client {served.name}\r")
+        terminal.expect_line("remoter>")
+        terminal.type("6 * ")
+        terminal.expect_line("remoter> 6 *")
+        terminal.type("\x1a")
+        terminal.expect("Stopped")
+        terminal.expect_line("shell:")
+        terminal.type("echo 'at the ' shell\r")
+        terminal.expect("\nat the  shell\n")
+        terminal.type("fg\r")
+        terminal.expect_line("remoter> 6 *")
+        terminal.type("7\r")
+        terminal.expect("\n42\nremoter>")
+        terminal.type("\x04")
+        terminal.expect("\nleft `")
+        terminal.type("exit\r")
+        terminal.expect_end()
+
+
 # --- what comes -------------------------------------------------------------------------------
 
 
@@ -388,6 +516,20 @@ def test_questions_come_here_and_answers_go_there(prompt):
     terminal.expect_line("remoter>")
 
 
+def test_a_question_of_a_prompt_that_was_killed_is_asked_again(prompt):
+    terminal = prompt()
+    terminal.type("name = input('who? ')\r")
+    terminal.expect_line("who?")
+    terminal.signal(signal.SIGKILL)
+    terminal.expect_end()
+    again = prompt(ready=False)
+    again.expect(re.compile(r"who\?$"))
+    again.type("Ana\r")
+    again.expect_line("remoter>")
+    again.type("name\r")
+    again.expect("\n'Ana'\nremoter>")
+
+
 def test_a_question_answered_elsewhere_goes_away(prompt, served):
     terminal = prompt()
     terminal.type("word = input('word? ')\r")
@@ -414,7 +556,7 @@ def test_the_time_of_each_command_is_shown_on_request(prompt):
 
 
 def test_the_width_of_the_terminal_is_told_with_each_command(prompt):
-    terminal = prompt()
+    terminal = prompt(environment={"COLUMNS": "33"})  # from before the window was made larger
     code = "import shutil; shutil.get_terminal_size().columns"
     terminal.type(code + "\r")
     terminal.expect("\n80\nremoter>")

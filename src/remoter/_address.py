@@ -93,7 +93,7 @@ def parse(text: str | None, port: int | str | None = None) -> Address:
     place = re.split(r"[/?#]", rest)[0].rpartition("@")[2]
     raise AddressError(
         f"address `{text}` has a protocol that remoter does not speak",
-        hints=f"write `{place or 'big:55555'}`, or `ssh://{place.partition(':')[0] or 'big'}` to go through ssh",
+        hints=f"write `{place or 'big:55555'}`",
     )
 
 
@@ -111,6 +111,11 @@ def check_port(value: int | str) -> int:
             id="port",
         )
     return number
+
+
+def through_ssh(host: str, port: int = DEFAULT_PORT) -> str:
+    """What to type to reach a session on that host where only ssh comes through."""
+    return f"through ssh: `ssh -L {port}:127.0.0.1:{port} {host}`, and then `remoter client localhost:{port}`"
 
 
 def key_to_text(z85: str) -> str:
@@ -142,7 +147,7 @@ def _plain(text: str, rest: str, given: int | None) -> Address:
     """A word, or host:port without a protocol in front."""
     if "@" in rest:
         raise AddressError(
-            f"address `{text}` names a user, which only ssh knows", hints=f"write `ssh://{rest}`"
+            f"address `{text}` names a user, which only ssh knows", hints=through_ssh(rest.partition(":")[0])
         )
     if "/" in rest or "\\" in rest:
         raise AddressError(
@@ -270,7 +275,13 @@ def _port_number(value: int | str) -> int:
 
 
 def _port_to_reach(value: int | str) -> int:
-    number = check_port(value)
+    number = _port_number(value)
+    if 0 < number < LOWEST_PORT:
+        raise AddressError(
+            f"port `{number}` is never that of a session: theirs are {LOWEST_PORT} and above",
+            hints="write the port that the server printed",
+            id="port",
+        )
     if number == 0:
         raise AddressError(
             "port `0` is for servers, which take a free one; nobody can be reached there",

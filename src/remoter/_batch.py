@@ -41,6 +41,8 @@ SILENCE = 6.0  # seconds without the server before we say so
 PATIENCE = 2.0  # seconds after an interrupt until we say that it still runs
 CLOSED_PIPE = 141  # what shells show of a program whose reader went away
 
+NEVER_RUN = "cancelled, never run: the interpreter was gone before its turn"
+
 _INTERRUPT = object()
 
 
@@ -92,6 +94,8 @@ def batch(
             return result
         classes: dict[str, type[RunError]] = {"interrupted": RunInterruptedError, "died": SessionDiedError}
         message = result.error or f"the run ended: {result.status}"
+        if result.status == "cancelled" and ending.is_gone:
+            raise SessionDiedError(NEVER_RUN, result)
         raise classes.get(result.status, RunError)(message, result)
 
 
@@ -135,6 +139,9 @@ def run_script(
         return CLOSED_PIPE
     if ending.exit is not None:
         return ending.exit & 0xFF
+    if ending.status == "cancelled" and ending.is_gone:
+        _tell(NEVER_RUN)
+        return 255
     if ending.status != "ok" and not ending.explained:
         words = {"cancelled": "cancelled before it had started", "interrupted": "interrupted, from elsewhere"}
         _tell(words.get(ending.status, f"the run ended: {ending.status}"))
@@ -164,6 +171,18 @@ def read_script(path: str | os.PathLike[str] | None) -> str:
     return code
 
 
+def read_file(file: str, is_alone: bool) -> str:
+    """As `read_script`; a missing file that is the only word of a command was perhaps meant as a session."""
+    try:
+        return read_script(file)
+    except RemoterError as error:
+        if is_alone and not Path(file).exists():
+            error.hints = (
+                f"if `{file}` is a session: `remoter batch {file} -` runs standard input there, `-c CODE` a text",
+            )
+        raise
+
+
 # --- following one run -----------------------------------------------------------------------
 
 
@@ -176,6 +195,7 @@ class _Ending:
     exit: int | None = None
     interrupted_at: float | None = None
     explained: bool = False
+    is_gone: bool = False  # the interpreter has died, or the session was ended
 
 
 @dataclass
@@ -229,7 +249,9 @@ def _take_one(follower: _Follower, deadline: float | None) -> None:
         if item is _INTERRUPT:
             _interrupt(follower)
         elif isinstance(item, Event):
-            if item.run == ending.run.id or item.kind == "died":
+            is_end = item.kind == "died" or (item.data or {}).get("about") == "ended"
+            ending.is_gone = ending.is_gone or is_end
+            if item.run == ending.run.id or is_end:
                 _show(follower, item)
         elif item is not None:
             _note_link(follower, item)  # type: ignore[arg-type]

@@ -93,9 +93,7 @@ class Calls:
     def do(self, piece: Piece) -> bool:
         match piece.verb:
             case "exit" | "quit" | "shutdown":
-                if _verbs.ends_session(piece) and not self._end_session():
-                    return False
-                raise Leave
+                return self._leave(piece)
             case "is_secure":
                 self._prompt.write_local(f"{_verbs.MARK}{bool(self._prompt.session.is_secure)}\n")
             case "helpc":
@@ -106,6 +104,16 @@ class Calls:
             case _:
                 return self._do_here(piece)
         return True
+
+    def _leave(self, piece: Piece) -> bool:
+        try:
+            ends_session = _verbs.ends_session(piece)
+        except RemoterError as error:
+            self._prompt.write_line(render(error))
+            return False
+        if ends_session and not self._end_session():
+            return False
+        raise Leave
 
     def _do_here(self, piece: Piece) -> bool:
         """Code of the user on this side: the terminal and Ctrl-C are as usual for its time."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from functools import wraps
 
 import click
 
-from ._usage import Group, Usage, report, tell
+from ._usage import Group, Usage, as_typed, report, show_warning, tell
 
 TYPE_CHECKING = False  # what `typing` has, without the import
 if TYPE_CHECKING:
@@ -68,25 +69,40 @@ class Target:
     """The session that a command line means, and how to come in."""
 
     def __init__(
-        self, address: str | None, insecure: bool, password_file: str | None, start: bool = False
+        self,
+        address: str | None,
+        insecure: bool,
+        password_file: str | None,
+        start: bool = False,
+        *,
+        existing: bool = True,
     ) -> None:
         self.address = address
         self.secure = not insecure
         self.password_file = password_file
         self.start = start
+        self.existing = existing  # the command cannot start one
 
-    def connect(self, timeout: float = 10.0) -> Session:
-        """A connection to it."""
-        from ._client import connect
+    def connect(self, timeout: float = 10.0, *, quiet: bool = False) -> Session:
+        """A connection to it; `quiet`: without a warning that it is not secure."""
+        from ._client import open_session
 
-        password = _password(self.password_file)
-        return connect(self.address, password=password, start=self.start, secure=self.secure, timeout=timeout)
+        return open_session(
+            self.address,
+            password=_password(self.password_file),
+            start=self.start,
+            secure=self.secure,
+            timeout=timeout,
+            existing=self.existing,
+            quiet=quiet,
+        )
 
 
 def reaching(
     *, address: bool = True, start: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options that say which session is meant; it gets them as a Target."""
+    can_start = start
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -97,10 +113,11 @@ def reaching(
             start: bool = False,
             **options: Any,
         ) -> Any:
-            return function(Target(address, insecure, password_file, start), **options)
+            target = Target(address, insecure, password_file, start, existing=not can_start)
+            return function(target, **options)
 
         decorated = password_option(insecure_option(with_target))
-        if start:
+        if can_start:
             decorated = start_option(decorated)
         return click.argument("address", required=False)(decorated) if address else decorated
 
@@ -133,6 +150,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @password_option
 @click.option("--background", is_flag=True, help="Leave it running and return.")
 @insecure_option
+@click.option("--force-insecure", is_flag=True, help="That, also where other machines can reach it.")
 @click.option(
     "--runner", type=click.Choice(["auto", "ipython", "plain"]), default="auto", help="What runs code."
 )
@@ -213,13 +231,13 @@ def client(target: Target, prompt: str | None, timer: bool) -> int:
 
 @command()
 @click.argument("places", nargs=-1, metavar="[ADDRESS] FILE")
-@click.option("-c", "code", metavar="CODE", help="Run this text instead of a file.")
+@click.option("-c", "codes", metavar="CODE", multiple=True, help="Run this text instead of a file.")
 @reaching(address=False, start=True)
 @click.option("--timer", is_flag=True, help="Echo each statement with the time it took.")
 @click.option("--keep-going", is_flag=True, help="Go on after a statement that raised.")
 @click.option("--detach", is_flag=True, help="Print the run's id and leave it running.")
 @click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer; it goes on.")
-def batch(target: Target, places: tuple[str, ...], code: str | None, **how: Any) -> int:
+def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how: Any) -> int:
     """Run a file, or standard input, in a session.
 
     Statement by statement; each value is shown, output comes as it is printed, and the first
@@ -236,6 +254,9 @@ def batch(target: Target, places: tuple[str, ...], code: str | None, **how: Any)
     """
     from . import _batch
 
+    if len(codes) > 1:
+        raise Usage("`-c` is given twice", "one text with several lines, or a file: `remoter batch FILE`")
+    code = codes[0] if codes else None
     if len(places) > (2 if code is None else 1):
         raise Usage(f"`{places[-1]}` is one word too many", "`remoter batch [ADDRESS] FILE`")
     target.address = places[0] if len(places) == 2 or (places and code is not None) else None
@@ -247,7 +268,7 @@ def batch(target: Target, places: tuple[str, ...], code: str | None, **how: Any)
     if code is None and file == "-":
         code, name, answers = _batch.read_script(None), "<stdin>", None
     elif code is None:
-        code, name = _batch.read_script(file), file
+        code, name = _batch.read_file(file, is_alone=len(places) == 1), file
     with target.connect() as session:
         return _batch.run_script(session, code, filename=name, answers=answers, **how)
 
@@ -281,9 +302,10 @@ def stop(target: Target, every: bool) -> int:
         return 0
     if target.address is not None:
         raise Usage("an address and `--all` exclude each other", "`remoter stop --all`")
-    from ._config import records
+    from ._config import records, restore_records
     from ._errors import RemoterError
 
+    restore_records()
     here = [record for record in records() if record.is_here]
     if not here:
         click.echo("no session runs here")
@@ -300,7 +322,7 @@ def _stop(target: Target) -> None:
     from ._errors import ConnectError
 
     try:
-        with target.connect(timeout=5.0) as session:
+        with target.connect(timeout=5.0, quiet=True) as session:
             name = session.info.name
             session.shutdown()
     except ConnectError:
@@ -315,20 +337,15 @@ def _stop(target: Target) -> None:
 def _end_by_keeper(address: str | None) -> str | None:
     """Have the keeper of that session on this machine end it; its name, or None if it has none."""
     import signal
-    import subprocess
     import time
 
-    from ._config import records
+    from ._config import is_keeper, records
 
     here = [record for record in records() if record.is_here and address in (None, record.name)]
     if len(here) != 1:
         return None
     record = here[0]
-    # A pid may have been used again since: it is the keeper's only if that runs under it.
-    listed = subprocess.run(
-        ["ps", "-o", "args=", "-p", str(record.pid)], capture_output=True, text=True, check=False
-    )
-    if "_keeper" not in listed.stdout or listed.stdout.split()[-1:] != [record.name]:
+    if not is_keeper(record.pid, record.name):
         return None
     tell(f"`{record.name}` does not answer; ending it from outside, within 20 s")
     os.kill(record.pid, signal.SIGTERM)
@@ -379,18 +396,22 @@ def log(target: Target, follow: bool, since: int, as_json: bool) -> None:
     """
     from . import _listing
 
-    shown = since
     archive = _listing.archive(target.address)
     if archive is not None:
         for event in archive.events(since):
             click.echo(_listing.line(event, as_json))
-            shown = event.seq
-        if not follow or archive.ended is not None:
-            return
-    sys.stdout.flush()
+        return
+    from ._errors import LinkLostError
+
     with target.connect() as session:
-        for event in _listing.events(session, shown, follow):
-            click.echo(_listing.line(event, as_json))
+        try:
+            for event in _listing.events(session, since, follow):
+                click.echo(_listing.line(event, as_json))
+        except LinkLostError as error:
+            if error.id != "ended":
+                raise
+            sys.stdout.flush()
+            tell(error.message)  # that is what one follows it for
 
 
 # --- setting up ------------------------------------------------------------------------------
@@ -491,7 +512,7 @@ def doctor(target: Target, as_json: bool) -> int:
         found = []
         for step in steps:
             found.append(step)
-            click.echo(_doctor.shown(step))
+            click.echo(as_typed(_doctor.shown(step)))
     return 255 if any(step["mark"] == "bad" for step in found) else 0
 
 
@@ -502,35 +523,18 @@ def _password(file: str | None) -> str | None:
     """The password from the file or from the variable; never from the command line."""
     if file is None:
         return os.environ.get("REMOTER_PASSWORD") or None
-    import stat
+    from ._config import read_password
 
-    from ._errors import RemoterError
-
-    try:
-        with open(file, encoding="utf-8") as opened:  # noqa: PTH123 - pathlib is not imported here
-            status = os.fstat(opened.fileno())
-            if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-                raise RemoterError(
-                    f"the password file `{file}` is open to others",
-                    cause=f"its mode is {stat.S_IMODE(status.st_mode):04o}",
-                    hints=[f"`chmod 600 {file}`, and another password if somebody had it"],
-                    id="private-file",
-                )
-            password = opened.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise RemoterError(
-            f"cannot read the password file `{file}`", cause=cause, id="private-file"
-        ) from None
-    if not password:
-        raise RemoterError(f"the password file `{file}` is empty", id="private-file")
-    return password
+    return read_password(file)
 
 
 def _described(ready: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
     """A session that has just been started, for programs; no secret but a made-up password."""
+    from ._launcher import whole_address
+
     record, worker = ready["record"], ready["worker"]
     return {
+        "address": whole_address(record, configuration),
         **{key: record[key] for key in ("name", "host", "port", "journal", "server_public")},
         "listen": configuration["listen"],
         "password": configuration["password"] if configuration["made_up"] else None,
@@ -557,6 +561,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     124 timed out; 130 interrupted; 255 could not connect, or lost the link.
     """
     state = {"debug": bool(os.environ.get("REMOTER_DEBUG"))}
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        return _run(arguments, state)
+
+
+def _run(arguments: Sequence[str] | None, state: dict[str, bool]) -> int:
     try:
         code = cli.main(args=arguments, prog_name="remoter", standalone_mode=False, obj=state)
         sys.stdout.flush()

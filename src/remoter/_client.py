@@ -8,7 +8,6 @@ import shutil
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
 from ._address import Address, parse
-from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError
+from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError, warn
 from ._link import LinkState
 from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
 from ._run import AskPerson, Inbox, Result, Run, show_displays
@@ -99,17 +98,20 @@ def open_session(
     ask: AskPerson | None = None,
     ask_person: AskPerson | None = None,
     all: bool = False,
+    existing: bool = False,
+    quiet: bool = False,
 ) -> Session:
     """As `connect`, for our own faces. `ask_person` asks who sits here for a password or about a
-    server's key; `all`: the events of every client are watched.
+    server's key; `all`: the events of every client are watched; `existing`: nobody would start a
+    session for this; `quiet`: no warning that it is not secure.
     """
-    wish = Wish(password, secure, start, lang, python, time.monotonic() + timeout, ask_person)
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"timeout is a number of seconds, not {type(timeout).__name__}")
+    deadline = time.monotonic() + timeout
+    wish = Wish(password, secure, start, lang, python, deadline, ask_person, existing)
     target = find(parse(addr, port), wish)
-    if not target.is_secure:
-        warnings.warn(
-            f"the connection to {target.where} is not secure: anyone can join in, read and change it",
-            stacklevel=3,
-        )
+    if not target.is_secure and not quiet:
+        warn(f"the connection to {target.where} is not secure: anyone can join in, read and change it")
     while True:
         session = Session(target, ask=ask, all=all)
         try:

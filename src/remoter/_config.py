@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
-from ._errors import RemoterError
+from ._errors import RemoterError, warn
 
 try:
     import fcntl
@@ -82,11 +85,16 @@ def private_directory(path: Path) -> Path:
     """The directory, made 0700 if it is missing.
 
     Raises:
-        RemoterError: it is a link, not ours, or open to others.
+        RemoterError: it cannot be made, is a link, not ours, or open to others.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+    except OSError as error:
+        raise RemoterError(
+            f"cannot make the directory `{path}`", cause=error.strerror, id="private-file"
+        ) from None
     _refuse_if_open(path, path.lstat(), stat.S_ISDIR)
     return path
 
@@ -110,6 +118,33 @@ def read_private(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         _refuse_if_open(path, os.fstat(file.fileno()), stat.S_ISREG)
         return file.read()
+
+
+def read_password(file: str) -> str:
+    """The first line of a password file.
+
+    Raises:
+        RemoterError: it cannot be read, is open to others, or is empty.
+    """
+    try:
+        with Path(file).open(encoding="utf-8") as opened:
+            status = os.fstat(opened.fileno())
+            if not WINDOWS and stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+                raise RemoterError(
+                    f"the password file `{file}` is open to others",
+                    cause=f"its mode is {stat.S_IMODE(status.st_mode):04o}",
+                    hints=[f"`chmod 600 {file}`, and another password if somebody had it"],
+                    id="password-file",
+                )
+            password = opened.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise RemoterError(
+            f"cannot read the password file `{file}`", cause=cause, id="password-file"
+        ) from None
+    if not password:
+        raise RemoterError(f"the password file `{file}` is empty", id="password-file")
+    return password
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -200,24 +235,84 @@ def write_record(record: Record) -> None:
     write_private(record_path(record.host, record.name), msgspec.json.encode(record))
 
 
-def records() -> Iterator[Record]:
-    """The connection records of all live sessions of this user; stale ones are removed."""
+def read_record(path: Path) -> Record:
+    """The connection record in that file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RemoterError: it is damaged, or others could read it; the hint says what to do.
+    """
+    name = path.stem.removeprefix(f"{host_name()}-")
+    try:
+        return msgspec.json.decode(read_private(path), type=Record)
+    except msgspec.MsgspecError as error:
+        raise RemoterError(
+            f"cannot read the connection file `{path}`",
+            cause=str(error),
+            hints=[f"remove it, `rm {path}`: session `{name}` writes it again when it is looked for"],
+            id="private-file",
+        ) from None
+    except RemoterError as error:
+        error.hints = (
+            f"if nobody else can have read it, `chmod 600 {path}`",
+            f"otherwise `rm {path}`, and end the session: `remoter stop {name}`",
+        )
+        raise
+
+
+def records(wanted: str | None = None) -> Iterator[Record]:
+    """The connection records of all live sessions of this user; stale ones are removed.
+
+    A file that cannot be trusted is left out, with a warning; but if it is that of the session
+    `wanted` on this machine, it is refused.
+
+    Raises:
+        RemoterError: the connection file of `wanted` is damaged, or open to others.
+    """
     for path in sorted((state_directory() / "servers").glob("*.json")):
         try:
-            record = msgspec.json.decode(read_private(path), type=Record)
+            record = read_record(path)
         except FileNotFoundError:
             continue
-        except msgspec.MsgspecError as error:
-            raise RemoterError(
-                f"cannot read the connection file `{path}`",
-                cause=str(error),
-                hints=[f"if it is damaged, remove it: `rm {path}`"],
-                id="private-file",
-            ) from None
+        except RemoterError as error:
+            if wanted is not None and path == record_path(host_name(), wanted):
+                raise
+            warn(f"left out: {error.message} ({error.cause}); {error.hints[0]}")
+            continue
         if record.is_alive:
             yield record
         else:
             path.unlink(missing_ok=True)
+
+
+def restore_records(patience: float = 2.0) -> bool:
+    """Have live sessions on this machine whose connection file was removed write it again.
+
+    Their keepers do so when they are signalled. Waits `patience` seconds at most for the files.
+    Returns whether there are any now that were missing.
+    """
+    lost = []
+    for lock in [] if fcntl is None else runtime_directory().glob("*/lock"):
+        name, path = lock.parent.name, record_path(host_name(), lock.parent.name)
+        with contextlib.suppress(OSError, ValueError):
+            if path.exists() or not is_locked(lock):
+                continue
+            pid = int(lock.read_text())  # the keeper's, once the session is ready
+            if is_keeper(pid, name):
+                os.kill(pid, signal.SIGUSR1)
+                lost.append(path)
+    deadline = time.monotonic() + patience
+    while not all(path.exists() for path in lost) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return any(path.exists() for path in lost)
+
+
+def is_keeper(pid: int, name: str) -> bool:
+    """Whether that process is the keeper of the session: a pid may have been used again since."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return "_keeper" in listed.stdout and listed.stdout.split()[-1:] == [name]
 
 
 def is_locked(path: Path) -> bool:

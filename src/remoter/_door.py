@@ -48,6 +48,9 @@ HELLO_TIME = 600.0
 SILENCE = 10.0
 """Seconds in which a stranger has to be admitted."""
 
+PATIENCE = 2.0
+"""Seconds that a relay waits, at its start, for a word of the server that it leads to."""
+
 BACKLOG = 512
 PAUSE_WITHOUT_DESCRIPTORS = 0.5
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -375,6 +378,7 @@ class Door:
                 await splice.done
             finally:
                 splice.stop()
+                self._report(f"{visitor.name}: disconnected")
 
 
 async def _first_words(connection: socket.socket) -> tuple[str, bytes]:
@@ -499,9 +503,22 @@ def relay(
         try:
             door.start()
             _say(f"relay from {place(*listeners[0].getsockname()[:2])} to {place(*target)}; Ctrl-C ends it")
+            if (reason := _silence_of(target)) is not None:
+                _say(
+                    f"nothing answers on {place(*target)} now ({reason}); who connects is passed on once it does"
+                )
             over.wait()
         finally:
             door.stop()
+
+
+def _silence_of(target: tuple[str, int]) -> str | None:
+    """Why nobody takes a connection there; None if somebody does."""
+    try:
+        socket.create_connection(target, timeout=PATIENCE).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 @contextlib.contextmanager

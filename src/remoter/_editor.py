@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -36,6 +37,7 @@ from prompt_toolkit.styles import Style
 
 from . import _verbs
 from ._config import private_directory
+from ._errors import RemoterError
 from ._keys import Burst, merge_bursts, terminal_input
 
 COMPLETION_DEADLINE = 4.0  # seconds after which nobody waits for names; the first time there may be slow
@@ -192,6 +194,10 @@ class Editor:
             key_bindings=self._keys(),
             **common,
         )
+        answering = KeyBindings()
+        if hasattr(signal, "SIGTSTP"):
+            answering.add("c-z")(self._suspend)
+        common["key_bindings"] = answering
         self._ask: PromptSession[str] = PromptSession(history=InMemoryHistory(), **common)
         self._secret: PromptSession[str] = PromptSession(
             history=DummyHistory(), input_processors=[_Unseen()], **common
@@ -253,10 +259,15 @@ class Editor:
             self._reading.app.erase_when_done = self._reading is self._code
             self._reading.app.exit(exception=_Stopped())
 
-    def press_interrupt(self) -> None:
-        """A signal stands for Ctrl-C; from the signal handler in the main thread."""
-        if self._reading and (loop := self._reading.app.loop):
-            loop.call_soon_threadsafe(self._reading.app.key_processor.send_sigint)
+    def press_interrupt(self) -> bool:
+        """A signal stands for Ctrl-C; from the signal handler in the main thread. False: the line is
+        just finished, so it means what comes next.
+        """
+        app = self._reading.app if self._reading else None
+        if app is None or app.loop is None or not app.is_running or app.is_done:
+            return False
+        app.loop.call_soon_threadsafe(app.key_processor.send_sigint)
+        return True
 
     def wake(self) -> None:
         """There is news; from any thread."""
@@ -310,19 +321,18 @@ class Editor:
         store_typeahead(self.input, [key for key in keys if key.key != Keys.ControlC])
         return sum(key.key == Keys.ControlC for key in keys)
 
-    def look_at_keys(self) -> bool:
-        """Keys that came while a command runs wait for the next line. Says whether they mean to
-        leave: Ctrl-D, a line `exit` or `quit()`, or the terminal was closed.
+    def look_at_keys(self) -> str | None:
+        """Keys that came while a command runs wait for the next line. Says how they mean to leave, if
+        they do: Ctrl-D, a line `exit` or `quit()`, or an empty text: the terminal was closed.
         """
         keys = [key for key in self.input.read_keys() if key.key != Keys.CPRResponse]
         if not keys and self.input.closed:
-            return True
+            return ""
         store_typeahead(self.input, keys)
         for key in keys:
             leaves = key.key == Keys.ControlD and not self._ahead.strip()
             if key.key in (Keys.ControlM, Keys.ControlJ):
-                [piece, *more] = _verbs.pieces(self._ahead)
-                leaves = piece.verb in _verbs.LEAVING and not more and not _verbs.ends_session(piece)
+                leaves = _is_leaving(self._ahead)
                 self._ahead = ""
             elif key.key == Keys.ControlH:
                 self._ahead = self._ahead[:-1]
@@ -330,8 +340,8 @@ class Editor:
                 self._ahead += key.data
             if leaves:
                 get_typeahead(self.input)
-                return True
-        return False
+                return key.data
+        return None
 
     # --- key bindings ------------------------------------------------------------------------
 
@@ -349,6 +359,8 @@ class Editor:
         bindings.add("c-c", filter=typing)(self._interrupt)
         bindings.add(Keys.SIGINT, filter=typing)(self._interrupt)
         bindings.add(Keys.BracketedPaste, filter=typing)(self._paste)
+        if hasattr(signal, "SIGTSTP"):
+            bindings.add("c-z")(self._suspend)
         return bindings
 
     def _enter(self, event: KeyPressEvent, *, whole: bool = False) -> None:
@@ -399,6 +411,16 @@ class Editor:
             # A blank line at the end finishes a block, as it does when typed.
             self._enter(event, whole="\n" in body or text.endswith("\n\n"))
 
+    def _suspend(self, event: KeyPressEvent) -> None:
+        """To the shell, as Ctrl-Z does while a command runs; the typed line is there again afterwards."""
+
+        async def suspend() -> None:
+            async with in_terminal():
+                with self.input.shell_mode():  # type: ignore[attr-defined]
+                    os.kill(0, signal.SIGTSTP)  # the whole job, as the terminal would do it
+
+        event.app.create_background_task(suspend())
+
     def _interrupt(self, event: KeyPressEvent) -> None:
         """Clear the line; on an empty one say how to leave, the second time."""
         buffer = event.current_buffer
@@ -411,6 +433,15 @@ class Editor:
             self._empty_interrupts = 0
             self._wiring.hint("nothing runs; Ctrl-D leaves, and the session goes on")
             self.wake()
+
+
+def _is_leaving(line: str) -> bool:
+    """Whether a line typed ahead is `exit` or `quit()`, and no more than that."""
+    [piece, *more] = _verbs.pieces(line)
+    try:
+        return piece.verb in _verbs.LEAVING and not more and not _verbs.ends_session(piece)
+    except RemoterError:
+        return False
 
 
 def _accept(event: KeyPressEvent) -> None:

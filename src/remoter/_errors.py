@@ -20,6 +20,8 @@ then what was seen (`cause`), then what to type (`hints`), and has a stable id.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -137,6 +139,17 @@ class RunTimeoutError(TimeoutError):
 # The house of every public error is `remoter`, wherever its source stands.
 for _error in [RemoterError, RunTimeoutError, *RemoterError.__subclasses__(), *RunError.__subclasses__()]:
     _error.__module__ = "remoter"
+
+
+def warn(text: str) -> None:
+    """Warn whoever called us: the warning names the first line outside of remoter.
+
+    The command line prints it as one plain line.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("remoter."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def render(error: RemoterError) -> str:

@@ -11,7 +11,7 @@ the keeper is killed, the session goes on, and only a dead server is not started
 """
 
 # pathlib, typing, subprocess and the rest of remoter would cost the keeper 3 MB.
-# ruff: noqa: PTH100, PTH106, PTH108, PTH116, PTH118, PTH120, PTH123, PTH208, S606
+# ruff: noqa: PTH100, PTH105, PTH106, PTH110, PTH108, PTH116, PTH118, PTH120, PTH123, PTH208, S606
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def launch(
 
     from . import _config
 
+    _config.private_directory(_config.journal_directory())
     run_directory, lock = claim(_config.runtime_directory(), configuration.get("name"))
     name = run_directory.name
     configuration = {
@@ -235,6 +236,7 @@ def _await_ready(keeper: subprocess.Popen[bytes], configuration: dict[str, Any])
     assert keeper.stdin is not None
     assert keeper.stdout is not None
     deadline = time.monotonic() + START_TIMEOUT
+    is_ending = False
     with contextlib.suppress(BrokenPipeError):
         keeper.stdin.write(json.dumps(configuration).encode() + b"\n")
         keeper.stdin.close()
@@ -249,6 +251,8 @@ def _await_ready(keeper: subprocess.Popen[bytes], configuration: dict[str, Any])
                 if "ready" in message:
                     return {**message["ready"], "run_directory": configuration["run_directory"]}
                 if "error" in message:
+                    is_ending = True  # it removes what it made; a signal could come before that
+                    _wait_until_free(configuration["run_directory"])
                     raise _explained(_failure(**message["error"]), configuration)
                 pid = message["keeper"]
             if not piece:
@@ -262,10 +266,17 @@ def _await_ready(keeper: subprocess.Popen[bytes], configuration: dict[str, Any])
             id="start-timeout",
         )
     except BaseException:
-        if pid:
+        if pid and not is_ending:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         raise
+
+
+def _wait_until_free(run_directory: str, patience: float = STOP_TIMEOUT) -> None:
+    """Wait until a session that could not start is gone, so that its name can be used again."""
+    deadline = time.monotonic() + patience
+    while os.path.exists(os.path.join(run_directory, "lock")) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _explained(error: RemoterError, configuration: dict[str, Any]) -> RemoterError:
@@ -475,7 +486,9 @@ def start_process(
                 os.chdir(directory)
             os.execvpe(argv[0], list(argv), dict(os.environ) if environment is None else environment)
         except BaseException as error:
-            os.write(writable, str(error).encode(errors="replace")[:4000])
+            os.write(
+                writable, (getattr(error, "strerror", None) or str(error)).encode(errors="replace")[:4000]
+            )
         finally:
             os._exit(127)
     os.close(writable)
@@ -552,6 +565,8 @@ class Keeper:
         self.start_at: float | None = None
         self.kill_at: float | None = None
         self.is_terminated = False
+        self.record: bytes = b""  # the connection record, once there is one
+        self.is_record_missed = False
         self.wakeup = self._catch_signals()
         self.devnull = os.open(os.devnull, os.O_RDWR)
         self.pipes = self._make_pipes()
@@ -565,6 +580,7 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_terminated", True))
         signal.signal(signal.SIGINT, lambda *_: self._pass_on(signal.SIGINT))
+        signal.signal(signal.SIGUSR1, lambda *_: setattr(self, "is_record_missed", True))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return readable
 
@@ -599,6 +615,9 @@ class Keeper:
             if self.is_terminated:
                 self.is_terminated = False
                 self._terminate()
+            if self.is_record_missed:
+                self.is_record_missed = False
+                self._restore_record()
             self._reap()
             self._watch_clock()
         return 0 if self.is_reported else 1
@@ -678,8 +697,10 @@ class Keeper:
         if "spawn" in message:
             self._spawn(message["spawn"])
         elif "ready" in message:
+            self.record = json.dumps(message["ready"].get("record")).encode()
             if not self.is_reported and not self.is_ending:
                 self.is_reported = True
+                self._sign_lock()
                 self.report({"ready": {**message["ready"], "keeper_pid": os.getpid()}})
         elif "error" in message:
             if self.is_reported:
@@ -689,6 +710,25 @@ class Keeper:
         elif "stop" in message:
             self.is_stopped = True
             self._end_within(STOP_TIMEOUT)
+
+    def _sign_lock(self) -> None:
+        """Write our pid into the lock: who misses the connection record finds there whom to signal."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.configuration["lock_fd"], 0)
+            os.pwrite(self.configuration["lock_fd"], b"%d\n" % os.getpid(), 0)
+
+    def _restore_record(self) -> None:
+        """Write the connection record again if somebody has removed it."""
+        path = self.configuration["record_path"]
+        if not self.record or self.is_ending or os.path.exists(path):
+            return
+        written = f"{path}.{os.getpid()}"
+        try:
+            with open(written, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(self.record)
+            os.replace(written, path)
+        except OSError as error:
+            _log(f"cannot write {path}: {error}")
 
     def _give_up(self, words: dict[str, Any]) -> None:
         """The session cannot start: say why and end."""

@@ -82,6 +82,10 @@ def terminal_input() -> Input:
             # typed at that moment would be echoed into it, so the mode is left as it is.
             return contextlib.nullcontext()
 
+        def shell_mode(self) -> contextlib.AbstractContextManager[None]:
+            """The usual mode, for the time that the shell has the terminal."""
+            return super().cooked_mode()
+
     return BurstInput(sys.stdin)
 
 

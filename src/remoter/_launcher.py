@@ -6,6 +6,7 @@ The session itself lives on in its keeper, its server and its worker (see `_keep
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import signal
 import sys
@@ -15,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._address import check_port
+from ._address import Address, check_port
 from ._config import WINDOWS, host_name
-from ._errors import RemoterError
+from ._errors import AddressError, RemoterError
 from ._keeper import launch, wait_for_end
 from ._words import make_password
 from ._workers import python_command
@@ -45,7 +46,8 @@ def server(
         password: what clients without a key must know; none: one is made up and printed.
         listen: the addresses to listen on; off loopback only what is named here.
         name: the session's name; none: `main`, or `main-2` and so on.
-        secure: False admits anyone, unauthenticated; clients must ask for that too.
+        secure: False admits anyone, unauthenticated; clients must ask for that too. Off loopback
+            only with the environment variable REMOTER_FORCE_INSECURE=1.
         maxretry: wrong passwords that one connection may give.
         showmsg: log every command.
         logfile: append the log to this file as well.
@@ -128,9 +130,14 @@ def configure(
     lang: str = "python",
     python: str | None = None,
     logfile: str | os.PathLike[str] | None = None,
+    secure: bool = True,
+    force_insecure: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """All that the keeper and the server need to know, with every path resolved."""
+    forced = force_insecure or os.environ.get("REMOTER_FORCE_INSECURE") == "1"
+    if not secure and not forced:
+        _check_near(listen)
     if port is not None and port != 0:
         port = check_port(port)
     if password is not None and not password:
@@ -143,11 +150,46 @@ def configure(
         "listen": listen,
         "lang": lang,
         "python": python,
-        "logfile": str(Path(logfile).expanduser().resolve()) if logfile else None,
+        "secure": secure,
+        "logfile": _checked_log(logfile) if logfile else None,
         "cwd": str(Path.cwd()),
         "started": time.time(),
         **options,
     }
+
+
+def _check_near(listen: Sequence[str]) -> None:
+    """Raises AddressError: a session that admits anyone would be open to other machines."""
+    for address in listen:
+        if not is_loopback(address):
+            raise AddressError(
+                f"a session that is not secure cannot listen on `{address}`",
+                cause="whoever reaches that port could run anything here",
+                hints=[
+                    "leave `secure=False` out: keys and the password then protect it",
+                    "or force it: `--force-insecure`, or the variable REMOTER_FORCE_INSECURE=1",
+                ],
+                id="insecure",
+            )
+
+
+def _checked_log(logfile: str | os.PathLike[str]) -> str:
+    """The path of the log, which can be written."""
+    path = Path(logfile).expanduser().resolve()
+    try:
+        with path.open("ab"):
+            return str(path)
+    except OSError as error:
+        raise RemoterError(f"cannot write the log `{path}`", cause=error.strerror, id="file") from None
+
+
+def whole_address(record: dict[str, Any], configuration: dict[str, Any]) -> str:
+    """What a client can type, with the server's key as a pin: `remoter://HOST:PORT/#KEY`."""
+    host = configuration["listen"][0].strip("[]")
+    if host in ("", "*", "::", "0.0.0.0"):  # noqa: S104 - compared, not bound
+        host = host_name()
+    key = record["server_public"] if configuration.get("secure", True) else None
+    return str(Address("tcp", host=host, port=record["port"], key=key))
 
 
 def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
@@ -160,13 +202,16 @@ def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
     addresses = ", ".join(f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in configuration["listen"])
     asked = configuration.get("port")
     note = " (55555 is taken)" if asked is None and port != 55555 else ""
-    if all(is_loopback(address) for address in configuration["listen"]):
+    is_near = all(is_loopback(address) for address in configuration["listen"])
+    if is_near:
         lines.append(f"listening on {addresses}{note}, this machine only; here: remoter client {name}")
         there = f"ssh -L {port}:127.0.0.1:{port} {host_name()}   and then   remoter client localhost:{port}"
     else:
         lines.append(f"listening on {addresses}{note}; here: remoter client {name}")
         there = f"remoter client {host_name()}:{port}"
     lines.append(f"from another machine: {there}")
+    if configuration.get("secure", True) and not is_near:
+        lines.append(f"with its key as a pin: {whole_address(record, configuration)}")
     if configuration.get("secure", True):
         secret = configuration["password"] if configuration["made_up"] else "the one you gave"
         lines.append(f"password: {secret}   fingerprint: {ready['fingerprint']}")
@@ -179,7 +224,10 @@ def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach the address."""
-    return address in ("localhost", "::1") or address.startswith("127.")
+    try:
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def wait_foreground(ready: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -189,6 +237,7 @@ def wait_foreground(ready: dict[str, Any], say: Callable[[str], None]) -> None:
     terminal that is closed (SIGHUP) leaves it running.
     """
     keeper_pid, last = ready["keeper_pid"], 0.0
+    begin = "\n" if sys.stderr.isatty() else ""  # the terminal has shown `^C`
 
     def relay(number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -198,10 +247,10 @@ def wait_foreground(ready: dict[str, Any], say: Callable[[str], None]) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < TWICE:
-            say("ending the session")
+            say(f"{begin}ending the session")
             relay(signal.SIGTERM)
         else:
-            say("Ctrl-C again within 2 s ends the session")
+            say(f"{begin}Ctrl-C again within 2 s ends the session")
             relay(signal.SIGINT)
         last = now
 

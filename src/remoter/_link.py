@@ -174,7 +174,9 @@ class Link:
             detail = self.state.detail or "nothing answered"
             self.close()
             raise ConnectError(
-                f"no connection to {self.where} within {timeout:.3g} s", cause=detail, id="timeout"
+                f"no connection to {self.where} within {timeout:{'.0f' if timeout >= 1 else '.1g'}} s",
+                cause=detail,
+                id="timeout",
             ) from None
         except BaseException:
             self.close()
@@ -483,7 +485,8 @@ class Link:
             connection.fail("dropped", "another connection of this client took over")
             return
         detail = goodbye.message or goodbye.reason
-        self.end(LinkLostError(f"the session on {self.where} has ended", cause=detail, id="ended"))
+        what = self.where if self.where.startswith("session") else f"the session on {self.where}"
+        self.end(LinkLostError(f"{what} has ended", cause=detail, id="ended"))
 
     def _events(self, message: Events) -> None:
         size = 0

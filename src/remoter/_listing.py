@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ._address import key_from_text, key_to_text
-from ._config import Record, journal_directory, read_private, records, write_private
-from ._errors import NameNotFoundError, RemoterError
-from ._journal import Archive, archives, open_journal
+from ._config import Record, journal_directory, read_private, records, restore_records, write_private
+from ._errors import AddressError, NameNotFoundError, RemoterError
+from ._journal import Archive, archives
 
 if TYPE_CHECKING:
     from ._client import Session
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def sessions() -> list[dict[str, Any]]:
     """This user's live sessions; those on this machine are asked how they are."""
+    restore_records()
     found = list(records())
     if not found:
         return []
@@ -63,9 +64,9 @@ def _look_at(record: Record) -> dict[str, Any]:
     if not record.is_here:
         return row
     try:
-        from ._client import connect
+        from ._client import open_session
 
-        with connect(record.name, timeout=3.0, secure=record.secure) as session:
+        with open_session(record.name, timeout=3.0, secure=record.secure, quiet=True) as session:
             info = session.info
     except (RemoterError, TimeoutError):
         row["state"] = "no answer"
@@ -91,11 +92,12 @@ def _when(started: float) -> str:
 
 
 def archive(address: str | None) -> Archive | None:
-    """The journal on this machine's disk: of the live session that is meant, else of the last one of that name."""
-    live = [record for record in records() if record.is_here and address in (None, record.name)]
-    if live:
-        # Of several, connecting says which there are.
-        return open_journal(Path(live[0].journal)) if len(live) == 1 else None
+    """The journal on this machine's disk of the last session of that name, if it has ended.
+
+    A live one is asked itself: with a full disk it knows more than its disk.
+    """
+    if any(record.is_here and address in (None, record.name) for record in records()):
+        return None
     ended = [archive for archive in archives(journal_directory()) if address in (None, archive.name)]
     return ended[-1] if ended else None
 
@@ -120,7 +122,7 @@ def line(event: Event, as_json: bool = False) -> str:
     match event.kind:
         case "done":
             elapsed = data.get("elapsed")
-            text = str(data.get("status", "")) + ("" if elapsed is None else f" after {elapsed:.3g} s")
+            text = str(data.get("status", "")) + ("" if elapsed is None else f" after {_duration(elapsed)}")
         case "gap":
             text = f"events {data.get('first')} to {data.get('last')} are no longer kept"
         case "notice" if not text and data.get("about") == "started":
@@ -134,6 +136,12 @@ def line(event: Event, as_json: bool = False) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
     head = f"{event.seq:>6} {clock} {whose:<9} {event.kind:<7}"
     return "\n".join(f"{head} {part}".rstrip() for part in text.rstrip("\n").split("\n"))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.001:
+        return "less than 1 ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -171,14 +179,14 @@ def authorize(key: str, name: str) -> None:
     """Admit that client."""
     from ._security import authorize_client
 
-    authorize_client(_public(key), name)
+    authorize_client(_public(key, "client"), name)
 
 
 def trust(key: str, name: str) -> None:
     """Trust that server."""
     from ._security import Pins
 
-    Pins().trust(_public(key), name)
+    Pins().trust(_public(key, "server"), name)
 
 
 def forget(name: str) -> None:
@@ -189,9 +197,16 @@ def forget(name: str) -> None:
     """
     from ._security import Pins, authorized_clients_path
 
-    public = _public(name) if len(name) in (40, 43) else name
+    public = name
+    with contextlib.suppress(AddressError):
+        public = _public(name, "server")
     pins = Pins()
-    servers = {pin.public for pin in pins if name == pin.label or public == pin.public}
+    # A server that was trusted without a name is called by its host, port and a word of its fingerprint.
+    servers = {
+        pin.public
+        for pin in pins
+        if name in (pin.label, pin.label.rpartition(" ")[0] if ":" in name else "") or public == pin.public
+    }
     for server in servers:
         pins.forget(server)
     clients = {key for key, label in _authorized() if name == label or public == key}
@@ -217,8 +232,15 @@ def _authorized() -> list[tuple[str, str]]:
     return [(key, name.strip()) for key, _, name in pairs if is_key(key)]
 
 
-def _public(key: str) -> str:
+def _public(key: str, whose: str) -> str:
     """The key in Z85; people give it as it stands in an address, or in Z85."""
     from ._security import is_key
 
-    return key if is_key(key) else key_from_text(key)
+    try:
+        return key if is_key(key) else key_from_text(key)
+    except AddressError as error:
+        raise AddressError(
+            f"`{key}` is not a {whose}'s public key",
+            cause=error.cause,
+            hints=f"`remoter keys` on the {whose}'s machine shows it, under `as a {whose}`",
+        ) from None

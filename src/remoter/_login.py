@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from . import __version__
+from ._address import through_ssh
 from ._errors import AuthError, ConnectError, KeyChangedError, VersionError
 from ._hello import (
     GREETING,
@@ -133,7 +134,7 @@ def login(
             refused = verdict
             if not refused.left:
                 break
-        raise _wrong_password(caller.where, host, refused.seconds)
+        raise _wrong_password(caller.where, refused.seconds)
 
 
 class _Caller:
@@ -207,7 +208,7 @@ class _Caller:
             said = self._decoded(TURN, self._frame(until))
             if isinstance(said, Wait):
                 if time.monotonic() + said.seconds > end:
-                    raise _wrong_password(self.where, self.host, said.seconds, "too many guesses were made")
+                    raise _wrong_password(self.where, said.seconds, "too many guesses were made")
                 if on_wait is not None:
                     on_wait(said.seconds)
         if isinstance(said, Refused):
@@ -250,7 +251,7 @@ class _Caller:
 
     def _who_answers(self, said: bytes) -> tuple[str, bytes]:
         if said.startswith(b"SSH-"):
-            return f"ssh answers there; write `ssh://{self.host}` to go through it", said
+            return f"ssh answers there; {through_ssh(self.host)}", said
         if said.startswith(b"HTTP/") or b"<html" in said.lower():
             return "a web server answers there", said
         if said[:1] == b"\x15" and said[1:2] == b"\x03":
@@ -264,7 +265,7 @@ class _Caller:
         cause = who or f"it says {said[:40]!r}"
         hints = (
             []
-            if "ssh://" in cause
+            if "through ssh" in cause
             else ["the port of a session is printed when it starts; see `remoter ls` there"]
         )
         return ConnectError(
@@ -355,16 +356,25 @@ def _connect(host: str, port: int, timeout: float) -> socket.socket:
         raise ConnectError(
             f"nothing listens on `{where}`",
             cause=f"connection refused in {elapsed * 1000:.0f} ms, so the machine is up and reachable",
-            hints=f"start it there with `remoter server`, or reach a session of yours with `remoter client ssh://{host}`",
+            hints=["start a session there: `remoter server`"]
+            + [
+                f"one that listens only on its own machine is reached {way}"
+                for way in _ways_around(host, port)
+            ],
             id="refused",
         )
     why = "" if isinstance(failures[-1], TimeoutError) else f" ({failures[-1].strerror})"
     raise ConnectError(
         f"no answer from `{where}`",
         cause=f"none in {elapsed:.1f} s{why}: wrong machine, wrong port, or a firewall",
-        hints=f"ssh may pass where this does not: `remoter client ssh://{host}`",
+        hints=_ways_around(host, port),
         id="no-answer",
     )
+
+
+def _ways_around(host: str, port: int) -> list[str]:
+    """How ssh could help, where the host is another machine."""
+    return [] if host in ("localhost", "127.0.0.1", "::1") else [through_ssh(host, port)]
 
 
 def _mechanism(host: str, port: int) -> str:
@@ -392,12 +402,12 @@ def _span(protocol: tuple[int, int]) -> str:
     return str(newest) if oldest == newest else f"{oldest} to {newest}"
 
 
-def _wrong_password(where: str, host: str, seconds: float, why: str = "refused by the server") -> AuthError:
+def _wrong_password(where: str, seconds: float, why: str = "refused by the server") -> AuthError:
     until = f"; next try in {seconds:.0f} s" if seconds >= 0.5 else ""
     return AuthError(
         f"wrong password for `{where}`" if why.startswith("refused") else f"no turn to log in to `{where}`",
         cause=why + until,
-        hints=f"`remoter client ssh://{host}` needs no password",
+        hints="the server printed it when it started, unless it was given one",
         id="password",
     )
 

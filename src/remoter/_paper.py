@@ -7,6 +7,7 @@ terminal as the main thread writes on it.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import shutil
 import socket
@@ -127,7 +128,7 @@ class Paper:
         """A line is going to be read: after an unfinished one, or (`same_line`) as its continuation."""
         self.write()
         self.held = True
-        if self.last and same_line and len(self.last) < shutil.get_terminal_size().columns:
+        if self.last and same_line and len(self.last) < columns():
             self._put("\r\x1b[K" if self.stream.isatty() else "")
         elif self.last:
             self._put("\n")
@@ -187,6 +188,14 @@ class Silence:
         return (
             f"no answer from {self._host} for {max(0.0, time.time() - self.since):.0f} s; trying to come back"
         )
+
+
+def columns() -> int:
+    """The terminal's width: its own word before that of COLUMNS, which may be older than the window's size."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if width := os.get_terminal_size(sys.__stdout__.fileno()).columns:  # type: ignore[union-attr]
+            return width
+    return shutil.get_terminal_size().columns
 
 
 def label(code: str) -> str:

@@ -1,4 +1,4 @@
-"""The prompt without a line editor: `input()`, for consoles and terminals that can do no more; on the client's machine."""
+"""What the prompt reads with, and its plain form with `input()`, for consoles that can do no more; on the client's machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,36 @@ import asyncio
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ._prompt import Prompt
+
+
+class Face(Protocol):
+    """How code and answers are read: `_editor.Editor`, or `PlainFace`."""
+
+    def read_code(self) -> str | None:
+        """The next piece of code; None when `stop` was called."""
+
+    def read_answer(self, question: str, *, hidden: bool = False) -> str | None:
+        """One line in answer to a question; None when `stop` was called."""
+
+    def stop(self) -> None:
+        """End the reading."""
+
+    def press_interrupt(self) -> bool:
+        """A signal stands for Ctrl-C; says whether the line that is read took it."""
+
+    def interrupts_typed_ahead(self) -> int:
+        """How often Ctrl-C was pressed just when a line was finished: it means what runs now."""
+
+    def look_at_keys(self) -> str | None:
+        """Look at keys that came while nothing was read; the key that means to leave, if one does."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a line is being read."""
 
 
 class PlainFace:
@@ -31,6 +57,7 @@ class PlainFace:
                 line = self._input("+ ".rjust(len(self.prompt)) if lines else self.prompt)
             except KeyboardInterrupt:
                 self._owner.say("nothing runs; Ctrl-D or exit() leaves, and the session goes on")
+                self._owner.paper.write()  # before the next prompt
                 lines.clear()
                 continue
             except EOFError:
@@ -57,6 +84,9 @@ class PlainFace:
 
                 return getpass.getpass(text)
             return input(text)
+        except (EOFError, KeyboardInterrupt):
+            self._owner.write("\n")  # after the `^C`, or the question
+            raise
         finally:
             self.is_reading = False
             over.set()
@@ -77,11 +107,11 @@ class PlainFace:
         """None: here Ctrl-C is always a signal."""
         return 0
 
-    def look_at_keys(self) -> bool:
+    def look_at_keys(self) -> str | None:
         """Nothing is typed ahead that we could see."""
-        return False
+        return None
 
-    def press_interrupt(self) -> None:
+    def press_interrupt(self) -> bool:
         """`input()` is ended by the exception."""
         raise KeyboardInterrupt
 

@@ -14,57 +14,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import signal
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _verbs
 from ._calls import Calls, Leave
 from ._config import state_directory
 from ._errors import ConnectError, RemoterError, render
 from ._messages import Event, RunId
-from ._paper import News, Paper, Silence, duration, label
+from ._paper import News, Paper, Silence, columns, duration, label
 from ._pictures import Album, picture_in
-from ._plain import PlainFace, has_terminal, is_piped
+from ._plain import Face, PlainFace, has_terminal, is_piped
 from ._verbs import LocalSide, Piece
-from ._visits import HISTORY_LIMIT, last_visit, read_until, remember_visit
+from ._visits import HISTORY_LIMIT, Left, Presence, last_visit, read_until, remember_visit
 
 if TYPE_CHECKING:
     from ._client import Run, Session
 
 REPEAT = 2.0  # seconds in which another Ctrl-C is about the same thing
-
-
-class Face(Protocol):
-    """How code and answers are read: `_editor.Editor`, or `PlainFace`."""
-
-    def read_code(self) -> str | None:
-        """The next piece of code; None when `stop` was called."""
-
-    def read_answer(self, question: str, *, hidden: bool = False) -> str | None:
-        """One line in answer to a question; None when `stop` was called."""
-
-    def stop(self) -> None:
-        """End the reading."""
-
-    def press_interrupt(self) -> None:
-        """A signal stands for Ctrl-C."""
-
-    def interrupts_typed_ahead(self) -> int:
-        """How often Ctrl-C was pressed just when a line was finished: it means what runs now."""
-
-    def look_at_keys(self) -> bool:
-        """Look at keys that came while nothing was read; says whether they mean to leave."""
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether a line is being read."""
 
 
 # --- the prompt -------------------------------------------------------------------------------
@@ -105,6 +77,7 @@ class Prompt:
         # What is followed, and what it asks.
         self.following: RunId | None = None
         self.label = ""
+        self.left: Left | None = None
         self.done: dict[str, Any] | None = None
         self.asks: dict[tuple[RunId, int], Event] = {}
         # Ctrl-C: how often, when last, and whether anything has happened since.
@@ -118,6 +91,7 @@ class Prompt:
         self.silence = Silence(self.host, self.say)
         self.ended: str | None = None
         self.last_seen = 0
+        self.presence = Presence(self._visit_key())
         self.calls = Calls(self)
         self.face: Face = self._make_face()
 
@@ -201,11 +175,10 @@ class Prompt:
 
     def _run_remotely(self, code: str) -> bool:
         self.album.start_run()
-        width = shutil.get_terminal_size().columns
         try:
-            run = self.session._submit(code, width=width, color=self.color)
+            run = self.session._submit(code, width=columns(), color=self.color)
         except RemoterError as error:
-            self.write_line(render(error))
+            self._tell_failure(error)
             return False
         self.label = label(code)
         return self._follow(run.id, run)
@@ -220,7 +193,7 @@ class Prompt:
             while True:
                 self._take_and_write()
                 if self.hung_up:
-                    raise Leave
+                    self._leave_it_running()
                 if self.done is not None:
                     break
                 if run is None and self.ended:
@@ -228,7 +201,7 @@ class Prompt:
                 self.pressed += self.face.interrupts_typed_ahead()
                 if self.pressed:
                     self.pressed -= 1
-                    if self.keyboard() is not None:
+                    if sys.stdin is not None and sys.stdin.isatty():
                         self.write("\n")  # after the `^C` that the terminal shows
                     self._interrupt(run)
                     continue
@@ -237,8 +210,9 @@ class Prompt:
                     continue
                 keys_came = self.news.wait(0.5, self.keyboard())
                 if keys_came:
-                    if self.face.look_at_keys():
-                        raise Leave
+                    if (key := self.face.look_at_keys()) is not None:
+                        self.write("\n" if key == "\x04" else "")  # after the `^D` that the terminal shows
+                        self._leave_it_running()
                     continue
                 if run is not None and run.status in ("ok", "error", "interrupted", "died", "cancelled"):
                     self._take_and_write()
@@ -271,13 +245,19 @@ class Prompt:
         try:
             result = run.wait(0)
         except RemoterError as error:
-            self.write_line(render(error))
+            self._tell_failure(error)
             return False
         except TimeoutError:
             return False
         if result.status not in ("ok", "error"):
             self.say(f"the run ended: {result.status}")
         return result.status == "ok"
+
+    def _tell_failure(self, error: RemoterError) -> None:
+        """Why a run was not accepted, or has no end; that the session has ended is said only once."""
+        self._take_and_write()
+        if self.ended is None or error.id != "ended":
+            self.write_line(render(error))
 
     def _join(self) -> None:
         """Be with the command that runs already, unless it is somebody else's who is there."""
@@ -290,11 +270,11 @@ class Prompt:
         owner = _same(run)[0]
         present = {client.get("client") for client in self.info.get("clients") or ()}
         since = self.info.get("since")
-        for_long = f" since {duration(time.time() - since)}" if since else ""
+        for_long = f" for {duration(time.time() - since)}" if since else ""
         if owner in present:
-            self.say(f"busy{for_long} with another client's command: {self.label}; yours will wait for it")
+            self.say(f"another client's command runs{for_long}: {self.label}; yours waits")
             return
-        self.say(f"`{self.label}` has been running{for_long.replace(' since', ' for')}; Ctrl-C interrupts it")
+        self.say(f"`{self.label}` has been running{for_long}; Ctrl-C interrupts it")
         self._follow(_same(run), None)
 
     # --- Ctrl-C, and keys while something runs ------------------------------------------------
@@ -310,10 +290,16 @@ class Prompt:
             self._send_interrupt(run)
         if self.silence.since is not None or self.presses >= 3:
             if self.confirm(f"leave `{self.label}` running on {self.host}? [y/N] "):
-                raise Leave
+                self._leave_it_running()
         elif self.presses == 2:
             self.say(f"interrupt sent again; waiting for `{self.label}`")
             self.say("Ctrl-C once more offers to leave")
+
+    def _leave_it_running(self) -> NoReturn:
+        if self.following is not None:
+            self.left = Left(self.following, self.label)
+        self.info |= {"busy": True, "running": self.label}  # should nobody tell us better
+        raise Leave
 
     def _send_interrupt(self, run: Run | None) -> None:
         """In a thread: asking for it may block, and we have output to write."""
@@ -348,8 +334,7 @@ class Prompt:
         def note(number: int, frame: Any) -> None:
             if self.raising:
                 raise KeyboardInterrupt
-            if self.face.is_reading:
-                self.face.press_interrupt()
+            if self.face.is_reading and self.face.press_interrupt():
                 return
             self.pressed += 1
             self.news.wake()
@@ -470,7 +455,8 @@ class Prompt:
                 self._show_value(event)
             case "error":
                 self.paper.add_line(event.text or "")
-                self._hint_about(data)
+                if hint := _verbs.hint_about(data):
+                    self.say(hint)
             case "ask":
                 self._handle_ask(event)
             case "done":
@@ -483,22 +469,30 @@ class Prompt:
                 }
             case "notice" if data.get("about") == "answered":
                 self.asks = {key: ask for key, ask in self.asks.items() if key[1] != data.get("id")}
-            case "notice":
-                self.say(event.text or "")
+            case "notice" if event.text:
+                self.say(event.text)
+                if data.get("about") == "ended":
+                    self.ended = event.text
             case "died":
                 self.say(f"the interpreter died: {event.text or 'no word from it'}")
-                self.say(
-                    f"`remoter restart {self._address()}` gives the session a new one; its variables are lost"
-                )
+                self._say_restart()
                 if self.following is not None:
                     self.done = self.done or {"status": "died"}
             case "gap":
                 self.say("part of the output is no longer kept")
             case "queued" if event.run is not None and not is_followed and self._is_of_others(event):
-                self.say(f"{event.client or event.run[0]} runs: {label(event.text or '')}")
+                self.say(f"{self._who(event)} runs: {label(event.text or '')}")
 
     def _is_of_others(self, event: Event) -> bool:
         return event.run is not None and event.run[0] != self.session._client
+
+    def _who(self, event: Event) -> str:
+        """Whose run it is, as the session's list of clients calls him."""
+        labels = {client.get("client"): client.get("label") for client in self.info.get("clients") or ()}
+        return str((event.data or {}).get("label") or labels.get(event.client) or "another client")
+
+    def _say_restart(self) -> None:
+        self.say(f"`remoter restart {self._address()}` gives the session a new one; its variables are lost")
 
     def _show_value(self, event: Event) -> None:
         picture = picture_in(event.data or {})
@@ -512,15 +506,6 @@ class Prompt:
         if event.kind == "result" and event.text:
             self.paper.add_line(event.text)
 
-    def _hint_about(self, data: dict[str, Any]) -> None:
-        """A NameError about one of our calls: it was meant for the prompt and stood inside something."""
-        found = re.search(r"name '(\w+)' is not defined", str(data.get("value") or ""))
-        if data.get("name") == "NameError" and found and found[1] in _verbs.VERBS:
-            self.say(
-                f"hint: `{found[1]}()` is a call of this prompt; it works only as a statement of its own, "
-                "not inside other code"
-            )
-
     # --- the connection ----------------------------------------------------------------------
 
     def _leave_if_ended(self) -> None:
@@ -531,7 +516,8 @@ class Prompt:
         self._stop_watching()
         with contextlib.suppress(RemoterError, OSError):
             if self.last_seen:
-                remember_visit(self._visit_key(), self.last_seen)
+                remember_visit(self._visit_key(), self.last_seen, self.left)
+        self.presence.end()
         self.news.listeners.clear()
         self.paper.end_line()
         self.news.close()
@@ -550,8 +536,12 @@ class Prompt:
         info = self.info
         language = {"python": "Python", "r": "R"}.get(self.language, self.language)
         meaning = self.session._greeting or f"`{info.get('name')}` on {self._machine()}"
-        self.write_line(f"{meaning}: {language} {info.get('version')}, pid {info.get('pid')}")
-        self.write_line(f"typed lines run on {self.host}; helpc() for here")
+        if info.get("pid"):
+            self.write_line(f"{meaning}: {language} {info.get('version')}, pid {info.get('pid')}")
+            self.write_line(f"typed lines run on {self.host}; helpc() for here")
+        else:
+            self.write_line(f"{meaning}: it has no interpreter, that one died")
+            self._say_restart()
         if not self.session.is_secure:
             self.say("this connection is NOT secure: anyone on the way can read it and send commands")
 
@@ -567,10 +557,11 @@ class Prompt:
         visit = last_visit(self._visit_key())
         since = visit.seq if visit else 0
         self.last_seen = max(self.last_seen, min(since, last))
-        if last <= since:
+        if last <= since or not self.presence.is_first:
             return
+        left = visit.left if visit else None
         try:
-            meanwhile = read_until(self.session, max(since, last - HISTORY_LIMIT), last)
+            meanwhile = read_until(self.session, max(since, last - HISTORY_LIMIT), last, left=left)
         except RemoterError as error:
             self.write_line(render(error))
             return
@@ -584,7 +575,7 @@ class Prompt:
         busy = f" (busy: {label(str(info.get('running') or self.label))})" if info.get("busy") else ""
         left = f"left `{info.get('name')}` running on {self._machine()}{busy}."
         back = f"Back: remoter client {self._address()}    End it: remoter stop {self._address()}"
-        fits = len(left) + len(back) < shutil.get_terminal_size().columns
+        fits = len(left) + len(back) < columns()
         self.write_line(left + (" " if fits else "\n") + back)
 
     # --- writing -------------------------------------------------------------------------------
@@ -681,7 +672,10 @@ def client(
     Raises:
         ConnectError, AuthError: the session could not be reached.
     """
-    from ._client import connect
+    from ._client import open_session
 
-    with connect_or_offer(lambda start: connect(addr, port, password, secure=secure, start=start)) as session:
+    def connect(start: bool) -> Session:
+        return open_session(addr, port, password, secure=secure, start=start, quiet=True)
+
+    with connect_or_offer(connect) as session:
         run(session, prompt=prompt, timer=timer, namespace=_verbs.caller_namespace())

@@ -20,14 +20,16 @@ from typing import Any
 
 import msgspec
 
-from ._address import DEFAULT_PORT, Address, key_from_text, key_to_text, parse
+from ._address import DEFAULT_PORT, Address, key_from_text, key_to_text, parse, through_ssh
 from ._config import (
     Record,
     config_directory,
     host_name,
     read_private,
+    read_record,
     record_path,
     records,
+    restore_records,
     write_private,
 )
 from ._connection import Place
@@ -38,6 +40,9 @@ from ._run import AskPerson, ask_at_terminal, is_person_here
 from ._security import INSECURE_KEYS, KeyPair, Pins, client_keys, fingerprint, new_keys
 
 GUESSES = 3
+AFTER_LOGIN = 5.0
+"""Seconds that are left at least, after a login that had to wait for its turn."""
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -87,6 +92,7 @@ class Wish:
     python: str | None = None
     deadline: float = float("inf")
     ask: AskPerson | None = None
+    existing: bool = False  # no hint how to start a session: one that runs is meant
 
     @property
     def remaining(self) -> float:
@@ -111,24 +117,32 @@ def find(address: Address, wish: Wish) -> Target:
     if address.kind == "none":
         return _only_session(wish)
     if address.kind == "ssh":
-        tunnel = (
-            f"ssh -L {DEFAULT_PORT}:localhost:{DEFAULT_PORT} {address.user + '@' if address.user else ''}"
-        )
+        user = f"{address.user}@" if address.user else ""
         raise AddressError(
             f"address `{address}` goes through ssh, which this version leaves to you",
-            hints=f"run `{tunnel}{address.host}` and then connect to `localhost:{DEFAULT_PORT}`",
+            hints=through_ssh(user + address.host),
         )
     if address.kind == "tcp":
         return _host(address, wish, f"host {address.host}, port {address.port}")
-    for record in records():
-        if record.is_here and record.name == address.word:
-            return _session(record, wish)
+    if (mine := _record_here(address.word)) is not None:
+        return _session(mine, wish)
     if (saved := saved_names().get(address.word)) is not None:
         greeting = f"saved name `{address.word}`, which is {saved}"
         return _host(saved, wish, greeting, label=address.word, again=address)
     if wish.start:
         return _session(_start(wish, address.word), wish)
     return _word_as_host(address, wish)
+
+
+def _record_here(name: str) -> Record | None:
+    """The connection file of the session of that name on this machine; one that was removed is written again."""
+    for _ in range(2):
+        for record in records(name):
+            if record.is_here and record.name == name:
+                return record
+        if not restore_records():
+            break
+    return None
 
 
 def _word_as_host(address: Address, wish: Wish) -> Target:
@@ -142,10 +156,9 @@ def _word_as_host(address: Address, wish: Wish) -> Target:
         raise ConnectError(
             f"`{address.word}` is no session here, no saved name, and no host where a session answers",
             cause=": ".join(filter(None, [error.message, error.cause])),
-            hints=[
-                f"`remoter server --name {address.word}` starts a session of that name here",
-                *error.hints,
-            ],
+            hints=["`remoter ls` lists the sessions here"]
+            if wish.existing
+            else [f"`remoter server --name {address.word}` starts a session of that name here", *error.hints],
             id=error.id,
         ) from None
 
@@ -163,6 +176,7 @@ def _label() -> str:
 
 
 def _only_session(wish: Wish) -> Target:
+    restore_records()
     here = [record for record in records() if record.is_here]
     if len(here) == 1:
         return _session(here[0], wish)
@@ -180,10 +194,8 @@ def _only_session(wish: Wish) -> Target:
         return _session(_start(wish, None), wish)
     raise ConnectError(
         "no session runs on this machine",
-        hints=[
-            "`remoter server` starts one",
-            "or start it with the connection: `remoter.connect(start=True)`",
-        ],
+        hints=["`remoter server` starts one"]
+        + ([] if wish.existing else ["or start it with the connection: `remoter.connect(start=True)`"]),
         id="no-session",
     )
 
@@ -198,7 +210,7 @@ def _session(record: Record, wish: Wish) -> Target:
             cause=f"it listens on {record.listen} there",
             hints=[
                 f"start it with `remoter server --listen {record.host}`",
-                f"or run `ssh -L {record.port}:localhost:{record.port} {record.host}` and connect to `localhost:{record.port}`",
+                through_ssh(record.host, record.port),
             ],
         )
     if wish.password is not None and record.secure:
@@ -229,10 +241,11 @@ def _session(record: Record, wish: Wish) -> Target:
 
 def _locate(first: Record) -> Place:
     """Where the session of that record is now; its file is read again each time."""
+    record: Record | None
     try:
-        record = msgspec.json.decode(read_private(record_path(first.host, first.name)), type=Record)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        record = None
+        record = read_record(record_path(first.host, first.name))
+    except FileNotFoundError:
+        record = first if first.is_here else None  # its lock tells whether it lives
     if record is None or not record.is_alive:
         raise LinkLostError(
             f"session `{first.name}` has ended",
@@ -276,15 +289,27 @@ def _start(wish: Wish, name: str | None) -> Record:
         said = json.loads(done.stdout)
         started = str(said["name"] if "name" in said else said["record"]["name"])
     except (ValueError, KeyError, TypeError):
-        raise ConnectError(
-            "no session could be started on this machine",
-            cause=(done.stderr or done.stdout).strip() or f"exit code {done.returncode}",
-            hints="`remoter server` shows what happens",
-        ) from None
+        raise _not_started(done.stderr or done.stdout, done.returncode) from None
     for record in records():
         if record.is_here and record.name == started:
             return record
     raise ConnectError(f"session `{started}` was started and has ended again")
+
+
+def _not_started(said: str, code: int) -> ConnectError:
+    """What `remoter server` said of its failure, as an error of ours."""
+    causes, hints = [], []
+    for line in said.strip().splitlines():
+        word, _, text = line.strip().partition(": ")
+        if word == "hint":
+            hints.append(text)
+        elif line:
+            causes.append(text.partition("   [")[0] if word in ("error", "cause") else line)
+    return ConnectError(
+        "no session could be started on this machine",
+        cause=": ".join(causes) or f"exit code {code}",
+        hints=hints or "`remoter server` shows what happens",
+    )
 
 
 # --- hosts -----------------------------------------------------------------------------------
@@ -293,12 +318,25 @@ def _start(wish: Wish, name: str | None) -> Record:
 def _own_record(address: Address) -> Record | None:
     """The connection file for that host and port, if the session is mine: its keys need no password."""
     for record in records():
-        is_its_host = address.host == record.host or (
-            record.is_here and address.host in (*_LOOPBACK, host_name(), record.listen)
-        )
+        is_its_host = _reaches(record, address.host) if record.is_here else address.host == record.host
         if record.port == address.port and is_its_host:
             return record
     return None
+
+
+def _reaches(record: Record, host: str) -> bool:
+    """Whether the session on this machine listens where that host leads, as far as its connection file tells.
+
+    Where it does not tell, the server is asked: it admits this user by his own key.
+    """
+    listen = record.listen.strip("[]")
+    if listen == "0.0.0.0":  # noqa: S104 - compared, not bound
+        return host in ("localhost", "127.0.0.1", host_name())
+    if listen == "::":
+        return host in ("localhost", "::1", host_name())
+    if listen in ("*", ""):
+        return host in (*_LOOPBACK, host_name())
+    return host == listen or (host == "localhost" and listen in _LOOPBACK)
 
 
 def _is_mine(public: str) -> bool:
@@ -356,15 +394,28 @@ class _Login:
             return INSECURE_KEYS.public
         if self.address.key not in (None, self.hello.public):
             raise key_changed(f"{self.host}:{self.port}", str(self.address.key), self.hello.public)
-        if self.wish.password is not None:
-            return self._log_in(self.wish.password)
-        if (
+        is_known = (
             self.address.key is not None
             or _is_mine(self.hello.public)
             or Pins().is_trusted(self.hello.public)
-        ):
+        )
+        if not is_known:
+            self._tell_of_other_key()
+        if self.wish.password is not None:
+            return self._log_in(self.wish.password)
+        if is_known:
             return self.hello.public
         return self._ask_about_key()
+
+    def _tell_of_other_key(self) -> None:
+        """Say that another server was known there. Behind tunnels that is usual, so it is no error."""
+        there = f"{self.host}:{self.port}"
+        before = [pin for pin in Pins() if pin.label == self.label or pin.label.startswith(f"{there} ")]
+        if before:
+            _say(
+                f"the key of `{there}` is not the one that was there on {before[-1].date} "
+                f"({fingerprint(before[-1].public)}); if that is the same machine, compare fingerprints"
+            )
 
     def _log_in(self, password: str) -> str:
         public = login(
@@ -374,7 +425,10 @@ class _Login:
             self.keys,
             expected=self.address.key or self.hello.public,
             timeout=self.wish.remaining,
+            on_wait=_tell_wait,
         )
+        # To wait for one's turn does not count: what follows has its time.
+        self.wish.deadline = max(self.wish.deadline, time.monotonic() + AFTER_LOGIN)
         Pins().trust(public, self.label)  # it has proved that it knows the password
         return public
 
@@ -396,7 +450,7 @@ class _Login:
             cause=f"the fingerprint of its key is {fingerprint(self.hello.public)}",
             hints=[
                 "give the password that the server printed: `password=...`, or REMOTER_PASSWORD for the commands",
-                "or the whole address that it printed, `remoter://HOST:PORT/#KEY`, with a key that it admits",
+                "or the whole address that it printed, `remoter://HOST:PORT/#KEY`, where this client's key is admitted",
             ],
             id="unknown-server",
         )
@@ -405,15 +459,17 @@ class _Login:
         """Ask for the password until it is right; None: nobody answers, or he gives none."""
         if "password" not in self.hello.auth:
             return None
+        before = ""
         for guess in range(GUESSES):
-            password = self.wish.ask_person(f"password of {self.where}: ", True)
+            password = self.wish.ask_person(f"{before}password of {self.where}: ", True)
             if not password:
                 return None
             try:
                 return self._log_in(password)
-            except AuthError:
-                if guess == GUESSES - 1:
+            except AuthError as error:
+                if guess == GUESSES - 1 or error.id != "password":
                     raise
+                before = f"{error.message} ({error.cause})\n"
         return None
 
     def _keys_again(self) -> bool:
@@ -434,9 +490,14 @@ class _Login:
 
 
 def _tell_wait(seconds: float) -> None:
-    """Logins are queued after wrong passwords; a person who waits should know why."""
-    if seconds >= 1 and is_person_here():
-        print(f"-- the login waits {seconds:.0f} s for its turn", file=sys.stderr, flush=True)  # noqa: T201
+    """Logins are queued after wrong passwords; who waits should know why."""
+    if seconds >= 1:
+        _say(f"the login waits {seconds:.0f} s for its turn, because wrong passwords were given")
+
+
+def _say(text: str) -> None:
+    """A word to whoever waits for the connection."""
+    print(f"-- {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _check_secure(is_secure: bool, wanted: bool, where: str) -> None:

@@ -36,6 +36,15 @@ EXAMPLES = """
 """
 
 
+AS_TYPED = {  # what errors name as Python spells it, and how the command line does
+    "`secure=False` (`--insecure`)": "`--insecure`",
+    "`secure=False`": "`--insecure`",
+    "`password=...`, or REMOTER_PASSWORD for the commands": "`--password-file FILE`, or the variable REMOTER_PASSWORD",
+    "`remoter.connect(start=True)`": "`--start`",
+    "`restart()`": "`remoter restart`",
+}
+
+
 class Group(click.Group):
     """Commands in sections, aliases that `--help` does not show, near names for unknown ones."""
 
@@ -48,7 +57,7 @@ class Group(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], [*self.commands, *ALIASES], n=1, cutoff=0.5)
+            near = get_close_matches(args[0], [*self.commands, *ALIASES], n=1, cutoff=0.6)
             hint = f"`remoter {near[0]}`" if near else "`remoter --help` lists the commands"
             raise Usage(f"there is no command `{args[0]}`", hint)
         name, command, rest = super().resolve_command(ctx, args)
@@ -79,12 +88,24 @@ def tell(text: str) -> None:
     click.echo(coloured(text), err=True)
 
 
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one plain line; for `warnings.showwarning`."""
+    tell(f"warning: {message}")
+
+
 # --- errors and exit codes -------------------------------------------------------------------
 
 
 def report(error: Exception, *, debug: bool) -> int:
     """Print the error; returns the exit code that it means."""
-    from ._errors import RemoterError, RunTimeoutError, render
+    from ._errors import RemoterError, RunError, RunTimeoutError, SessionDiedError, render
 
     if isinstance(error, click.ClickException):
         for line in _usage_lines(error):
@@ -93,15 +114,27 @@ def report(error: Exception, *, debug: bool) -> int:
     if debug or not isinstance(error, RemoterError | RunTimeoutError):
         import traceback
 
-        traceback.print_exception(error)
+        if isinstance(error, RemoterError):  # what it says follows below
+            tell("Traceback (most recent call last):")
+            traceback.print_tb(error.__traceback__)
+        else:
+            traceback.print_exception(error)
     if isinstance(error, RunTimeoutError):
         tell(f"error: {error}   [timeout]")
         return 124
     if not isinstance(error, RemoterError):
         tell("error: remoter itself failed; the lines above are for its authors   [bug]")
         return 1
-    tell(render(error))
+    is_traceback = isinstance(error, RunError) and not isinstance(error, SessionDiedError)
+    tell(render(error) if is_traceback else as_typed(render(error)))
     return _exit_code(error)
+
+
+def as_typed(text: str) -> str:
+    """The text of an error, with options where it names the arguments of functions."""
+    for words, typed in AS_TYPED.items():
+        text = text.replace(words, typed)
+    return text
 
 
 def _exit_code(error: Exception) -> int:
@@ -109,8 +142,10 @@ def _exit_code(error: Exception) -> int:
 
     if isinstance(error, _errors.RunInterruptedError):
         return 130
-    if isinstance(error, _errors.AddressError) or getattr(error, "id", "") == "file":
+    if isinstance(error, _errors.AddressError) or getattr(error, "id", "") in ("file", "password-file"):
         return 2
+    if getattr(error, "id", "") == "private-file":  # the keys of a connection are in there
+        return 255
     lost = (
         _errors.ConnectError,
         _errors.AuthError,
@@ -125,7 +160,7 @@ def _exit_code(error: Exception) -> int:
 def _usage_lines(error: click.ClickException) -> Iterator[str]:
     """A wrong command line in the shape of our other errors."""
     hint = getattr(error, "hint", "")
-    message = error.format_message()
+    message = error.format_message().replace("'", "`")
     if isinstance(error, click.NoSuchOption):
         message = f"there is no option `{error.option_name}`"
         if error.option_name in ("--password", "--pass", "-p"):
@@ -146,7 +181,7 @@ def coloured(text: str) -> str:
     force, no = os.environ.get("FORCE_COLOR"), os.environ.get("NO_COLOR")
     if no or os.environ.get("TERM") == "dumb" or not (force or sys.stderr.isatty()):
         return text
-    colours = {"error:": "31;1", "cause:": "33", "hint:": "36"}
+    colours = {"error:": "31;1", "warning:": "33", "cause:": "33", "hint:": "36"}
     lines = []
     for line in text.split("\n"):
         word = line.strip().split(" ", 1)[0]

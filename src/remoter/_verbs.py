@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import fnmatch
 import io
+import re
 import sys
 import textwrap
 import traceback
@@ -150,11 +151,37 @@ def _next_indent(code: str) -> str:
 
 
 def ends_session(piece: Piece) -> bool:
-    """Whether this leaving call means to end the session too: `shutdown()`, `exit(client_only=False)`."""
+    """Whether this leaving call means to end the session too: `shutdown()`, `exit(client_only=False)`.
+
+    Raises:
+        RemoterError: it cannot be understood; to leave would be a guess, and so would be to end.
+    """
     if piece.verb == "shutdown":
+        if piece.arguments or piece.keywords:
+            raise RemoterError("`shutdown` takes no arguments", id="arguments")
         return True
-    values = [*piece.arguments[:1], *(k.value for k in piece.keywords if k.arg == "client_only")]
+    values = [*piece.arguments, *(k.value for k in piece.keywords if k.arg == "client_only")]
+    is_known = len(values) == len(piece.arguments) + len(piece.keywords) <= 1
+    if not is_known or not all(isinstance(value, ast.Constant) for value in values):
+        raise RemoterError(
+            f"`{piece.verb}` takes `client_only=True` or `client_only=False`",
+            hints=f"`{piece.verb}()` leaves and the session goes on; `shutdown()` ends it",
+            id="arguments",
+        )
+    if piece.keywords and not isinstance(values[0].value, bool):  # type: ignore[attr-defined]
+        raise RemoterError("`client_only` is True or False", id="arguments")
     return any(isinstance(value, ast.Constant) and value.value is False for value in values)
+
+
+def hint_about(error: dict[str, Any]) -> str | None:
+    """A NameError about one of our calls: it was meant for the prompt and stood inside something."""
+    found = re.search(r"name '(\w+)' is not defined", str(error.get("value") or ""))
+    if error.get("name") != "NameError" or not found or found[1] not in VERBS:
+        return None
+    return (
+        f"hint: `{found[1]}()` is a call of this prompt; it works only as a statement of its own, "
+        "not inside other code"
+    )
 
 
 class Marked(io.TextIOBase):

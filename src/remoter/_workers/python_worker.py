@@ -704,7 +704,8 @@ class PlainRunner:
         lines = [line.rstrip("\n") for line in lines]
         for place, node in enumerate(tree.body):
             source = statement_source(node, lines)
-            is_docstring = not place and ast.get_docstring(tree, False) is not None
+            is_file = run.get("filename") != "<string>"  # what stands on a command line has no docstring
+            is_docstring = is_file and not place and ast.get_docstring(tree, False) is not None
             shown = isinstance(node, ast.Expr) and not is_docstring
             piece = (ast.Interactive([node]), "single") if shown else (ast.Module([node], []), "exec")
             with Timer(source, run.get("timer")):
