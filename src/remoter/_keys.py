@@ -114,7 +114,9 @@ def typing_ahead(stream: Any) -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     now = termios.tcgetattr(descriptor)
     now[3] &= ~termios.ICANON
-    now[3] |= termios.ECHO | termios.ISIG
+    # NOFLSH: a terminal throws away what is being written to it just after it has signalled
+    # Ctrl-C, and with it our answer to that Ctrl-C if we are quick.
+    now[3] |= termios.ECHO | termios.ISIG | termios.NOFLSH
     now[6][termios.VMIN] = 1
     now[6][termios.VTIME] = 0
     termios.tcsetattr(descriptor, termios.TCSANOW, now)
