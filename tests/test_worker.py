@@ -28,7 +28,8 @@ RUNNERS = ["plain", "ipython"]
 
 def find_python(version: str) -> str | None:
     """An interpreter of that version, from pyenv or the path."""
-    kept = sorted(VERSIONS.glob(f"{version}.*/bin/python"))
+    beside = Path(__file__).parent.parent / f".venv-{version}" / "bin" / "python"
+    kept = sorted(VERSIONS.glob(f"{version}.*/bin/python")) or [beside] * beside.exists()
     python = str(kept[-1]) if kept else shutil.which(f"python{version}")
     runs = python and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
     return python if runs else None
