@@ -18,7 +18,10 @@ def home(monkeypatch):
     """Directories of its own, with paths short enough for sockets."""
     root = Path(tempfile.mkdtemp(prefix="rmt-", dir="/tmp"))
     monkeypatch.setenv("HOME", str(root / "home"))
-    (root / "home").mkdir()
+    for name in ["home", "tmp"]:
+        (root / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(root / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(root / "tmp"))
     for name in DIRECTORIES:
         monkeypatch.setenv(f"REMOTER_{name}_DIR", str(root / name.lower()))
     for name in [

@@ -60,6 +60,25 @@ def test_a_lost_link_loses_nothing_and_doubles_nothing(proxied, way):
         assert typed.wait(10).text == "'typed while the link was down'"
 
 
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("way", ["cut", "freeze"])
+def test_a_network_gone_for_thirty_seconds_loses_nothing_either_way(proxied, way):
+    with proxied.connect_far() as session:
+        run = session.submit(COUNT.format(n=700, pause=0.05))
+        next(event for event in run.events() if event.kind == "stdout")
+        proxied.proxy.cut(refuse=True) if way == "cut" else proxied.proxy.freeze()
+        session.submit("typed = []")
+        began = time.monotonic()
+        runs = []
+        while time.monotonic() - began < 30:  # how long the network is gone
+            runs.append(session.submit(f"typed.append({len(runs)})"))
+            time.sleep(3)
+        proxied.proxy.mend() if way == "cut" else proxied.proxy.thaw()
+        assert numbers(run.wait(30).stdout) == list(range(700))
+        assert [each.wait(10).status for each in runs] == ["ok"] * len(runs)
+        assert session.run("typed").text == str(list(range(len(runs))))
+
+
 def test_a_link_cut_again_and_again_loses_nothing(proxied):
     with proxied.connect_far() as session:
         run = session.submit(COUNT.format(n=200, pause=0.01))
