@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remoter._errors import RemoterError
-from remoter._journal import Archive, Journal, archives, open_journal, sweep
+from remoter._journal import Archive, Journal, archives, sweep
 from remoter._messages import Event, decode_event
 
 
@@ -469,21 +469,26 @@ def test_a_full_disk_is_tried_again_at_most_once_per_retry_time(directory, monke
 def test_an_archive_tells_whose_journal_it_is_and_reads_on_from_any_number(directory):
     journal = Journal(directory, name="main", clock=lambda: 12.0)
     write(journal, 5)
-    alive = open_journal(directory)
+    alive = Archive(directory)
     assert (alive.name, alive.started, alive.ended) == ("main", 12.0, None)
     assert (alive.first, alive.last) == (1, 5)
     journal.finish()
     journal.close()
-    archive = open_journal(directory)
+    archive = Archive(directory)
     assert (archive.id, archive.ended) == (journal.id, 12.0)
     assert [event.seq for event in archive.events(since=3)] == [4, 5]
     assert list(archive.events(since=9)) == []
     assert [found.id for found in archives(directory.parent)] == [journal.id]
 
 
-def test_a_missing_journal_is_an_error(directory):
-    with pytest.raises(RemoterError, match="no journal"):
-        open_journal(directory)
+def test_journals_in_a_directory_that_others_could_write_are_not_read(directory):
+    journal = Journal(directory)
+    journal.finish()
+    journal.close()
+    directory.parent.chmod(0o777)
+    with pytest.raises(RemoterError, match="open to others"):
+        archives(directory.parent)
+    assert archives(directory.parent / "none") == []
 
 
 def test_journals_that_ended_a_week_ago_are_swept_and_live_ones_stay(tmp_path):

@@ -674,20 +674,15 @@ class Archive:
             cursor = following - 1
 
 
-def open_journal(directory: Path) -> Archive:
-    """The journal in that directory, for reading.
+def archives(root: Path) -> list[Archive]:
+    """All journals in that directory, the newest last.
 
     Raises:
-        RemoterError: there is none, or others could have written it.
+        RemoterError: others could have written them.
     """
-    if not directory.is_dir():
-        raise RemoterError(f"there is no journal `{directory}`", id="journal")
-    _config.private_directory(directory)
-    return Archive(directory)
-
-
-def archives(root: Path) -> list[Archive]:
-    """All journals in that directory, the newest last."""
+    if not root.is_dir():
+        return []
+    _config.private_directory(root)
     found = [Archive(path.parent) for path in root.glob("*/meta.json") if not path.parent.is_symlink()]
     return sorted(found, key=lambda archive: archive.started or 0.0)
 

@@ -383,10 +383,6 @@ class Pins:
         """What this user calls the server that has that key."""
         return next((pin.label for pin in self if pin.public == public), None)
 
-    def pinned(self, label: str) -> Pin | None:
-        """The newest pin of that label: what to compare a server's key with."""
-        return next((pin for pin in reversed(list(self)) if pin.label == label), None)
-
     def trust(self, public: str, label: str) -> None:
         """Trust that server from now on; another key of that label is trusted no more."""
         _check_key(public)

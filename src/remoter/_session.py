@@ -192,8 +192,9 @@ class Session:
     def worker_ended(self, end: WorkerEnd) -> None:
         """The interpreter is gone: say so, end its runs, and start a new one if that was asked for."""
         was_ready = bool(self.ledger.session)
-        text = describe_end(end)
-        log.info("DIED %s", text)
+        how = describe_end(end)
+        text = "it was replaced by a new one" if self.restarts and was_ready else how
+        log.info("DIED %s", how)
         if self.stopping is None:
             self.emit("died", text=text, data={"signal": end.signal, "code": end.code})
         else:
@@ -206,7 +207,7 @@ class Session:
         elif self.live_pid is not None:
             self.end("the process that was the session ended")
         elif not was_ready:
-            self._settle(f"{text} before it was ready")
+            self._settle(f"{how} before it was ready")
         else:
             self._renew_engine()
             if self.restarts:
