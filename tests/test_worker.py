@@ -669,6 +669,14 @@ def test_merged_signals_hit_one_run_only(session):
     assert session.finish(number).text == "'whole'"
 
 
+def test_an_interrupt_whose_signal_woke_nobody_is_made_good(session):
+    number = session.submit("import time; print('begun'); time.sleep(60)")
+    session.until_printed("begun")
+    session.announce_interrupt(number)
+    assert session.finish(number).status == "interrupted"
+    assert session.run("time.sleep(0.3); 1").text == "1"
+
+
 def test_code_that_catches_the_interrupt_goes_on(session):
     number = session.submit(
         "import time\ntry:\n    print('begun'); time.sleep(60)\nexcept KeyboardInterrupt:\n    x = 9\nx"
@@ -1099,7 +1107,12 @@ def test_a_living_process_serves_and_comes_back(lend, kind, runner):
     assert session.finish(number).status == "interrupted"
     number = session.submit("print('begun'); time.sleep(60)")
     session.until_printed("begun")
-    host.child.sendintr()
+    # Python itself may miss a Ctrl-C that comes just before a sleep begins: a person presses again.
+    for _ in range(3):
+        host.child.sendintr()
+        with contextlib.suppress(AssertionError):
+            session.until(lambda: session.find("done", number), 5)
+            break
     assert session.finish(number).status == "interrupted"
     assert session.run("import asyncio; await asyncio.sleep(0, 8)").text == "8"
     session.control.send(type="stop")

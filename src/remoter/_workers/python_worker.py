@@ -292,6 +292,9 @@ class Interrupts:
     that a signal which comes late never hits the next run. Signals merge and numbers do not: when
     one signal brought several numbers, the signals that may still follow without a number are
     ignored for a second. Any other signal without a number is somebody's Ctrl-C on this side.
+
+    A signal that lands just before the main thread enters a system call does not end that call.
+    So the side thread looks whether numbers stay unread, and then signals once more.
     """
 
     def __init__(self, worker, path):
@@ -306,6 +309,7 @@ class Interrupts:
         self.pending = False
         self.overhang = 0
         self.overhang_until = 0.0
+        self.unread_since = None
         self.saved = signal.getsignal(signal.SIGINT)
 
     def open(self):
@@ -333,6 +337,20 @@ class Interrupts:
             self.open()
             return self.read_numbers()
         return [number for (number,) in struct.iter_unpack("!Q", data[: len(data) // 8 * 8])]
+
+    def nudge(self):
+        """Wake the main thread when it has not read its numbers. Called by the side thread."""
+        poll = select.poll()
+        poll.register(self.fifo, select.POLLIN)
+        if not any(event & select.POLLIN for _, event in poll.poll(0)):
+            self.unread_since = None
+        elif self.unread_since is None:
+            self.unread_since = clock()
+        elif clock() - self.unread_since >= TICK:
+            self.unread_since = clock()
+            # The number may be read in this very moment: then ours is a signal too many.
+            self.overhang, self.overhang_until = self.overhang + 1, clock() + 1.0
+            signal.pthread_kill(self.main, signal.SIGINT)
 
     def handle(self, signum, frame):
         if os.getpid() != self.worker.pid:
@@ -1483,6 +1501,7 @@ class Side(threading.Thread):
         if clock() < self.quick_until:
             worker.streams.tick()
         if worker.run is not None:
+            worker.interrupts.nudge()
             worker.control.drain()
         elif not ready and self.warmups and clock() > self.warm_at:
             self.warmups.popleft()()
