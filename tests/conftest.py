@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from . import sshd
+from .sshd import ssh_host, ssh_keys
+from .waiting import is_alive, wait_for
+
+__all__ = ["home", "is_alive", "serve", "served", "session", "ssh_host", "ssh_keys", "wait_for"]
+
 DIRECTORIES = ["CONFIG", "STATE", "RUNTIME", "JOURNAL"]
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so would be all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
@@ -34,28 +44,10 @@ def home(monkeypatch):
     ]:
         monkeypatch.delenv(name, raising=False)
     yield root
-    shutil.rmtree(root, ignore_errors=True)
-
-
-def wait_for(condition, timeout=10.0, what="condition"):
-    """Poll until the condition holds; fails after the deadline."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what}")
-        time.sleep(0.005)
-
-
-def is_alive(pid):
-    """Whether the process runs (a zombie does not)."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        sshd.check_nothing_left(root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 class Served:

@@ -1,16 +1,12 @@
 """Everyday bad luck: wrong addresses, ways that break, clients that die, and user code that breaks its own process."""
 
 import contextlib
-import getpass
-import itertools
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -186,8 +182,8 @@ def relay(port):
 class Ways:
     """Ways to a session: `address`, and `cut`, which breaks the way once."""
 
-    def __init__(self, served, home, stack):
-        self.served, self.home, self.stack = served, home, stack
+    def __init__(self, served, request, stack):
+        self.served, self.request, self.stack = served, request, stack
 
     def kill_server(self):
         with self.served.connect() as watcher:
@@ -217,61 +213,20 @@ class Ways:
         return f"{LOOPBACK}:{proxy.port}", proxy.cut
 
     def ssh(self):
-        if os.geteuid() == 0 and not Path("/run/sshd").exists():  # root's sshd wants it, empty
-            Path("/run/sshd").mkdir(mode=0o755)
-            self.stack.callback(Path("/run/sshd").rmdir)
+        """The user's own `ssh -L`."""
+        ssh_host = self.request.getfixturevalue("ssh_host")
         here = free_port()
-        process = Process(ssh_tunnel(self.home, here, self.served.port), here)
+        words = f"-N -T -o ExitOnForwardFailure=yes -L {LOOPBACK}:{here}:{LOOPBACK}:{self.served.port}"
+        process = Process(["ssh", *words.split(), ssh_host().name], here)
         self.stack.callback(process.stop)
         return f"localhost:{here}", process.cut
 
 
-SSHD = """
-HostKey {home}/host
-AuthorizedKeysFile {home}/mine.pub
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin yes
-AllowTcpForwarding local
-"""
-
-
-def ssh_tunnel(home, here, there):
-    """The user's own `ssh -L`, to an sshd that lives only in this one connection."""
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    for program, found, package in [
-        ("ssh", shutil.which("ssh"), "openssh-client"),
-        ("sshd", sshd, "openssh-server"),
-    ]:
-        if not found:
-            pytest.skip(f"no `{program}` on this machine: install {package}")
-    for name in ("host", "mine"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / name], check=True)
-    (home / "sshd_config").write_text(SSHD.format(home=home))
-    (home / "known_hosts").write_text("there " + (home / "host.pub").read_text())
-    words = f"-F none -N -T -i {home}/mine -L {LOOPBACK}:{here}:{LOOPBACK}:{there} {getpass.getuser()}@there"
-    options = {
-        "BatchMode": "yes",
-        "ExitOnForwardFailure": "yes",
-        "IdentitiesOnly": "yes",
-        "UserKnownHostsFile": home / "known_hosts",
-        "ProxyCommand": f"{sshd} -i -e -f {home}/sshd_config",
-    }
-    return [
-        "ssh",
-        *words.split(),
-        *itertools.chain(*(("-o", f"{key}={value}") for key, value in options.items())),
-    ]
-
-
 @pytest.mark.parametrize("way", ["socket", "tcp", "relay", "chain", "tunnel", "ssh"])
-def test_the_same_works_on_every_way_to_a_session(serve, elsewhere, home, way):
+def test_the_same_works_on_every_way_to_a_session(serve, elsewhere, request, way):
     served = serve(runner="plain")
     with contextlib.ExitStack() as stack:
-        address, cut = getattr(Ways(served, home, stack), way)()
+        address, cut = getattr(Ways(served, request, stack), way)()
         password = None
         if way not in ("socket", "tcp"):
             elsewhere()

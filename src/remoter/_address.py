@@ -113,9 +113,9 @@ def check_port(value: int | str) -> int:
     return number
 
 
-def through_ssh(host: str, port: int = DEFAULT_PORT) -> str:
+def through_ssh(host: str, name: str = "") -> str:
     """What to type to reach a session on that host where only ssh comes through."""
-    return f"through ssh: `ssh -L {port}:127.0.0.1:{port} {host}`, and then `remoter client localhost:{port}`"
+    return f"through ssh: `remoter client {Address('ssh', host=host, name=name)}`"
 
 
 def key_to_text(z85: str) -> str:
@@ -147,7 +147,8 @@ def _plain(text: str, rest: str, given: int | None) -> Address:
     """A word, or host:port without a protocol in front."""
     if "@" in rest:
         raise AddressError(
-            f"address `{text}` names a user, which only ssh knows", hints=through_ssh(rest.partition(":")[0])
+            f"address `{text}` names a user, which only ssh knows",
+            hints=f"write `ssh://{rest.partition(':')[0]}`",
         )
     if "/" in rest or "\\" in rest:
         raise AddressError(

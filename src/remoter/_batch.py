@@ -34,7 +34,7 @@ from ._pictures import Album, picture_in
 
 if TYPE_CHECKING:
     from ._client import Result, Run, Session
-    from ._link import LinkState
+    from ._connection import LinkState
 
 LOOK = 0.5  # seconds between looks at what no event tells
 SILENCE = 6.0  # seconds without the server before we say so

@@ -132,6 +132,8 @@ class Calls:
 
     def _end_session(self) -> bool:
         """End the session; asks first when somebody would miss it. Says whether it is ended."""
+        if self._is_lost():
+            return False
         try:
             info = self._prompt.session._query("info")
         except RemoterError as error:
@@ -155,8 +157,17 @@ class Calls:
         self._prompt.paper.write()
         return True
 
+    def _is_lost(self) -> bool:
+        """Whether the session cannot be asked now; then that is said."""
+        if self._prompt.silence.since is None:
+            return False
+        self._prompt.say(f"not now: {self._prompt.host} does not answer; Ctrl-D leaves")
+        return True
+
     def _show_log(self) -> bool:
         """What the session put out so far, in the session's own words: not marked as ours."""
+        if self._is_lost():
+            return False
         last = int((self._prompt.fresh_info().get("journal") or {}).get("last") or 0)
         try:
             log = read_until(self._prompt.session, max(0, last - HISTORY_LIMIT), last, LOG_LINES)

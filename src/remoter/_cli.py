@@ -9,11 +9,23 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from functools import wraps
 
 import click
 
-from ._usage import Group, Usage, as_typed, report, show_warning, tell
+from ._usage import (
+    AddressOrCommand,
+    Group,
+    Target,
+    Usage,
+    as_typed,
+    insecure_option,
+    password_option,
+    reaching,
+    read_password,
+    report,
+    show_warning,
+    tell,
+)
 
 TYPE_CHECKING = False  # what `typing` has, without the import
 if TYPE_CHECKING:
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._client import Session
+    from ._saved import Saved
 
 # --- shape of the command line ---------------------------------------------------------------
 
@@ -65,74 +78,6 @@ def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     return make
 
 
-class Target:
-    """The session that a command line means, and how to come in."""
-
-    def __init__(
-        self,
-        address: str | None,
-        insecure: bool,
-        password_file: str | None,
-        start: bool = False,
-        *,
-        existing: bool = True,
-    ) -> None:
-        self.address = address
-        self.secure = not insecure
-        self.password_file = password_file
-        self.start = start
-        self.existing = existing  # the command cannot start one
-
-    def connect(self, timeout: float = 10.0, *, quiet: bool = False) -> Session:
-        """A connection to it; `quiet`: without a warning that it is not secure."""
-        from ._client import open_session
-
-        return open_session(
-            self.address,
-            password=_password(self.password_file),
-            start=self.start,
-            secure=self.secure,
-            timeout=timeout,
-            existing=self.existing,
-            quiet=quiet,
-        )
-
-
-def reaching(
-    *, address: bool = True, start: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options that say which session is meant; it gets them as a Target."""
-    can_start = start
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def with_target(
-            insecure: bool,
-            password_file: str | None,
-            address: str | None = None,
-            start: bool = False,
-            **options: Any,
-        ) -> Any:
-            target = Target(address, insecure, password_file, start, existing=not can_start)
-            return function(target, **options)
-
-        decorated = password_option(insecure_option(with_target))
-        if can_start:
-            decorated = start_option(decorated)
-        return click.argument("address", required=False)(decorated) if address else decorated
-
-    return decorate
-
-
-password_option = click.option(
-    "--password-file",
-    type=click.Path(dir_okay=False),
-    help="A file with the password, 0600. Or the variable REMOTER_PASSWORD.",
-)
-insecure_option = click.option(
-    "--insecure", is_flag=True, help="No encryption, anyone is admitted; both sides must say so."
-)
-start_option = click.option("--start", is_flag=True, help="Start a session here if none runs.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -180,7 +125,7 @@ def server(
     """
     from . import _launcher
 
-    password = _password(password_file)
+    password = read_password(password_file)
     os.environ.pop("REMOTER_PASSWORD", None)  # the session's own code must not find it
     ready, configuration = _launcher.start_session(
         port=port,
@@ -207,25 +152,41 @@ def server(
 
 @command()
 @reaching(start=True)
+@click.option("--save", metavar="NAME", help="Give the address a name: `remoter client NAME`.")
 @click.option("--prompt", help="The text of the prompt: `remoter`.")
 @click.option("--timer", is_flag=True, help="Show how long each command took.")
-def client(target: Target, prompt: str | None, timer: bool) -> int:
+def client(target: Target, save: str | None, prompt: str | None, timer: bool) -> int:
     """A prompt on a session.
 
     What you type runs there. Ctrl-C interrupts it, Ctrl-D leaves and the session goes on.
 
     \b
+    ADDRESS is
+      ssh://[USER@]HOST[/NAME]  on a machine that ssh reaches; started if needed
+      NAME, or nothing          on this machine; or what was saved as NAME
+      HOST:PORT                 what a server printed, where others may reach it
+
+    \b
     Examples:
+      remoter client ssh://ana@big --save big
+      remoter client big
       remoter client --start
-      remoter client big:55555
     """
-    from . import _prompt
+    if save is not None:
+        target.check_free(save)
 
     def connect(start: bool) -> Session:
-        target.start = target.start or start
+        target.start = target.start or start or None
         return target.connect()
 
-    with _prompt.connect_or_offer(connect) as session:
+    may_offer = target.start is None
+    with target:
+        from . import _prompt
+
+        session = _prompt.connect_or_offer(connect) if may_offer else target.connect()
+    with session:
+        if save is not None:
+            target.save(save, session)
         return _prompt.run(session, prompt=prompt or "remoter", timer=timer)
 
 
@@ -250,10 +211,8 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
     \b
     Examples:
       remoter batch analysis.py
-      remoter batch big:55555 -c "import os; os.cpu_count()"
+      remoter batch ssh://big -c "import os; os.cpu_count()"
     """
-    from . import _batch
-
     if len(codes) > 1:
         raise Usage("`-c` is given twice", "one text with several lines, or a file: `remoter batch FILE`")
     code = codes[0] if codes else None
@@ -263,13 +222,21 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
     file = places[-1] if places and code is None else "-"
     if code is None and file == "-" and sys.stdin.isatty():
         raise Usage("there is nothing to run", "`remoter batch FILE`, or `remoter batch -c CODE`")
-    answers = sys.stdin  # what the script asks with input()
-    name = "<string>"
-    if code is None and file == "-":
-        code, name, answers = _batch.read_script(None), "<stdin>", None
-    elif code is None:
-        code, name = _batch.read_file(file, is_alone=len(places) == 1), file
-    with target.connect() as session:
+    if file != "-" and not os.access(file, os.R_OK):
+        from ._batch import read_file
+
+        read_file(file, is_alone=len(places) == 1)  # says what is wrong, before anything is started
+    with target:
+        from . import _batch
+
+        answers = sys.stdin  # what the script asks with input()
+        name = "<string>"
+        if code is None and file == "-":
+            code, name, answers = _batch.read_script(None), "<stdin>", None
+        elif code is None:
+            code, name = _batch.read_file(file, is_alone=len(places) == 1), file
+        session = target.connect()
+    with session:
         return _batch.run_script(session, code, filename=name, answers=answers, **how)
 
 
@@ -277,82 +244,61 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
 
 
 @command()
+@click.argument("address", required=False)
 @json_option
-def ls(as_json: bool = False) -> None:
-    """List the sessions."""
+def ls(address: str | None = None, as_json: bool = False) -> None:
+    """List the sessions, here or on another machine.
+
+    In a home that several machines share, also those of the others.
+
+    \b
+    Examples:
+      remoter ls
+      remoter ls ssh://ana@big
+    """
     from . import _listing
 
-    rows = _listing.sessions()
+    rows = _listing.sessions() if address is None else _listing.sessions_at(address)
     if as_json:
-        _print_json(rows)
+        _print_json(_listing.plain(rows))
     elif rows:
         click.echo("\n".join(_listing.table(rows)))
-    else:
+        for row in rows:
+            if row.state == "elsewhere":
+                tell(f"hint: `remoter client {row.reach}` reaches `{row.name}` on {row.host}")
+    elif address is None:
         click.echo("no session runs here")
-        tell("hint: `remoter server` starts one, `remoter client --start` with a prompt on it")
+        tell("hint: `remoter client ssh://HOST` starts one on that machine, `remoter server` one here")
+    else:
+        click.echo(f"no session runs at `{address}`")
+        tell(f"hint: `remoter client {address}` starts one")
 
 
 @command()
 @reaching()
-@click.option("--all", "every", is_flag=True, help="All sessions on this machine.")
+@click.option("--all", "every", is_flag=True, help="All sessions on the machine.")
 def stop(target: Target, every: bool) -> int:
-    """End a session, also while it is busy."""
+    """End a session, also while it is busy.
+
+    \b
+    Examples:
+      remoter stop
+      remoter stop ssh://big/main
+      remoter stop ssh://big --all
+    """
+    from . import _ending
+
     if not every:
-        _stop(target)
+        _ending.end(target)
         return 0
     if target.address is not None:
-        raise Usage("an address and `--all` exclude each other", "`remoter stop --all`")
-    from ._config import records, restore_records
-    from ._errors import RemoterError
+        if target.there is None or target.there.address.name:
+            raise Usage("the name of a session and `--all` exclude each other", "`remoter stop --all`")
+        from ._there import print_there
 
-    restore_records()
-    here = [record for record in records() if record.is_here]
-    if not here:
-        click.echo("no session runs here")
-    worst = 0
-    for record in here:
-        try:
-            _stop(Target(record.name, not record.secure, None))
-        except RemoterError as error:
-            worst = max(worst, report(error, debug=False))
-    return worst
-
-
-def _stop(target: Target) -> None:
-    from ._errors import ConnectError
-
-    try:
-        with target.connect(timeout=5.0, quiet=True) as session:
-            name = session.info.name
-            session.shutdown()
-    except ConnectError:
-        # A server that does not answer must not live for ever: its keeper can end it.
-        ended = _end_by_keeper(target.address)
-        if ended is None:
-            raise
-        name = ended
-    click.echo(f"ended `{name}`")
-
-
-def _end_by_keeper(address: str | None) -> str | None:
-    """Have the keeper of that session on this machine end it; its name, or None if it has none."""
-    import signal
-    import time
-
-    from ._config import is_keeper, records
-
-    here = [record for record in records() if record.is_here and address in (None, record.name)]
-    if len(here) != 1:
-        return None
-    record = here[0]
-    if not is_keeper(record.pid, record.name):
-        return None
-    tell(f"`{record.name}` does not answer; ending it from outside, within 20 s")
-    os.kill(record.pid, signal.SIGTERM)
-    deadline = time.monotonic() + 25
-    while record.is_alive and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return None if record.is_alive else record.name
+        print_there(target.there, ["stop", "--all"], click.echo)
+        return 0
+    return _ending.end_all()
 
 
 @command()
@@ -383,8 +329,9 @@ def interrupt(target: Target) -> None:
 @reaching()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("--since", type=int, default=0, metavar="N", help="Only what follows event number N.")
+@click.option("--ended", is_flag=True, hidden=True, help="Only of a session that has ended here.")
 @json_option
-def log(target: Target, follow: bool, since: int, as_json: bool) -> None:
+def log(target: Target, follow: bool, since: int, ended: bool, as_json: bool) -> None:
     """Show what a session printed, for all clients.
 
     Also of a session that ended, for 7 days.
@@ -396,22 +343,32 @@ def log(target: Target, follow: bool, since: int, as_json: bool) -> None:
     """
     from . import _listing
 
-    archive = _listing.archive(target.address)
+    archive = None if target.there else _listing.archive(target.address)
     if archive is not None:
         for event in archive.events(since):
             click.echo(_listing.line(event, as_json))
         return
-    from ._errors import LinkLostError
+    from ._errors import ConnectError, LinkLostError
 
-    with target.connect() as session:
-        try:
+    if ended:
+        named = f"session `{target.address}`" if target.address else "session"
+        raise ConnectError(f"no {named} ended here within the last 7 days", id="no-session")
+
+    try:
+        with target.connect() as session:
             for event in _listing.events(session, since, follow):
                 click.echo(_listing.line(event, as_json))
-        except LinkLostError as error:
-            if error.id != "ended":
-                raise
-            sys.stdout.flush()
-            tell(error.message)  # that is what one follows it for
+    except LinkLostError as error:
+        if error.id != "ended":
+            raise
+        sys.stdout.flush()
+        tell(error.message)  # that is what one follows it for
+    except ConnectError as error:
+        if target.there is None or error.id != "no-session":
+            raise
+        from ._there import log_there
+
+        click.echo(log_there(target.there, since, as_json), nl=False)
 
 
 # --- setting up ------------------------------------------------------------------------------
@@ -435,28 +392,77 @@ def relay(address: str, **options: Any) -> None:
     relay(address, **options)
 
 
-@cli.group(invoke_without_command=True, options_metavar="", subcommand_metavar="[COMMAND ...]")
+@command(hidden=True)
+@click.argument("name")
+def bridge(name: str) -> int:
+    """Join standard input and output to a session's socket, for programs.
+
+    \b
+    Where sshd forbids forwarding, `remoter client ssh://big/main` comes in by
+      ssh big remoter bridge main
+    """
+    if sys.stdin.isatty():
+        raise Usage(
+            "`remoter bridge` is for programs: its standard input is to be a pipe",
+            f"`remoter client {name}` is for people",
+        )
+    from . import _bridge
+    from ._config import record_here
+
+    record = record_here(name)
+    if record is None:
+        from ._errors import ConnectError
+
+        raise ConnectError(
+            f"no session `{name}` runs on this machine",
+            hints="`remoter ls` lists the sessions",
+            id="no-session",
+        )
+    return _bridge.run(str(record.socket))
+
+
+@cli.group(
+    cls=AddressOrCommand,
+    invoke_without_command=True,
+    options_metavar="",
+    subcommand_metavar="[COMMAND ... | ssh://HOST]",
+)
 @json_option
 @debug_option
 @click.pass_context
 def keys(ctx: click.Context, as_json: bool) -> None:
-    """Show keys; authorize clients, trust servers.
+    """Show keys and saved names; authorize clients, trust servers.
 
     \b
     Examples:
       remoter keys                              my own, and those I know
+      remoter keys ssh://big                    mine on that machine
       remoter keys authorize KEY ana@laptop     admit that client to my servers
       remoter keys trust KEY big                connect to that server
-      remoter keys forget big
+      remoter keys trust ssh://big              the same, its key read over ssh
+      remoter keys forget big                   a key, or a saved name
     """
-    if ctx.invoked_subcommand is None:
-        from . import _listing
+    address = ctx.meta.get(AddressOrCommand.ADDRESS)
+    if ctx.invoked_subcommand is not None:
+        if address is not None:
+            raise Usage(f"`{address}` stands before `{ctx.invoked_subcommand}`", "`remoter keys --help`")
+        return
+    from . import _known
 
-        found = _listing.keys()
-        if as_json:
-            _print_json(found)
-        else:
-            click.echo("\n".join(_listing.key_lines(found)))
+    found = _known.keys() if address is None else _known.keys_there(_ssh_only(address))
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo("\n".join(_known.key_lines(found)))
+
+
+def _ssh_only(text: str) -> Saved:
+    from ._saved import find_ssh
+
+    there = find_ssh(text)
+    if there is None:
+        raise Usage(f"`{text}` is nothing that ssh reaches", "write `ssh://HOST`")
+    return there
 
 
 @keys.command()
@@ -465,21 +471,29 @@ def keys(ctx: click.Context, as_json: bool) -> None:
 @debug_option
 def authorize(key: str, name: str) -> None:
     """Admit the client with that key to this user's servers."""
-    from ._listing import authorize
+    from ._known import authorize
 
     authorize(key, name)
     click.echo(f"`{name}` is admitted from now on; `remoter keys forget {name}` takes it back")
 
 
 @keys.command()
-@click.argument("key")
-@click.argument("name")
+@click.argument("key", metavar="KEY|ssh://HOST")
+@click.argument("name", required=False)
 @debug_option
-def trust(key: str, name: str) -> None:
-    """Trust the server with that key, under that name."""
-    from ._listing import trust
+def trust(key: str, name: str | None) -> None:
+    """Trust the server with that key, under that name.
 
-    trust(key, name)
+    Of an ssh address the key is read there; the name is the host's if you give none.
+    """
+    from . import _known
+
+    if "://" in key:
+        there = _ssh_only(key)
+        key, name = _known.server_key_there(there), name or there.address.host
+    elif name is None:
+        raise Usage("there is no name for that server", "`remoter keys trust KEY NAME`")
+    _known.trust(key, name)
     click.echo(f"`{name}` is trusted from now on; `remoter keys forget {name}` takes it back")
 
 
@@ -487,8 +501,8 @@ def trust(key: str, name: str) -> None:
 @click.argument("name")
 @debug_option
 def forget(name: str) -> None:
-    """Forget a server or a client, by name or by key."""
-    from ._listing import forget
+    """Forget a key, by it or its name, or a saved name."""
+    from ._known import forget
 
     forget(name)
     click.echo(f"`{name}` is forgotten")
@@ -504,7 +518,7 @@ def doctor(target: Target, as_json: bool) -> int:
     """
     from . import _doctor
 
-    steps = _doctor.examine(target.address, _password(target.password_file), secure=target.secure)
+    steps = _doctor.examine(target.address, read_password(target.password_file), secure=target.secure)
     if as_json:
         found = list(steps)
         _print_json(found)
@@ -517,15 +531,6 @@ def doctor(target: Target, as_json: bool) -> int:
 
 
 # --- what the commands share -----------------------------------------------------------------
-
-
-def _password(file: str | None) -> str | None:
-    """The password from the file or from the variable; never from the command line."""
-    if file is None:
-        return os.environ.get("REMOTER_PASSWORD") or None
-    from ._config import read_password
-
-    return read_password(file)
 
 
 def _described(ready: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:

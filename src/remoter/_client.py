@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
 from ._address import Address, parse
+from ._connection import LinkState
 from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError, warn
-from ._link import LinkState
 from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
 from ._run import AskPerson, Inbox, Result, Run, show_displays
+from ._ssh import Ssh
 from ._stream import EventStream
 from ._target import Target, Wish, find
 
@@ -45,27 +46,33 @@ def connect(
     port: int | str | None = None,
     password: str | None = None,
     *,
-    start: bool = False,
+    start: bool | None = None,
     lang: str = "python",
     python: str | None = None,
+    prelude: str | None = None,
+    install: bool = False,
     timeout: float = 10.0,
     secure: bool = True,
     ask: AskPerson | None = None,
 ) -> Session:
     """Connect to a session.
 
-        with remoter.connect("big:55555", password="otter-lamp-nine") as session:
+        with remoter.connect("ssh://big") as session:
             print(session.run("1 + 1").text)
 
     Args:
-        addr: its name, or host, `host:port`, `remoter://host:port/#KEY`; my one session here when left out.
+        addr: its name, or host, `ssh://[user@]host[:port][/name]`, `host:port`, `remoter://host:port/#KEY`;
+            my one session here when left out.
         port: the server's port, when the address does not say it.
         password: the server's password; not needed where a key admits us, but verified if given.
-        start: start a session on this machine if none runs.
+        start: start a session if none runs; None: only through ssh, on the machine there.
         lang, python: the language and the interpreter of a session that is started.
-        timeout: seconds, in all.
+        prelude: shell text that is run there first, as `module load python`; with ssh only.
+        install: put remoter into a directory of its own there, if it is missing; with ssh only.
+        timeout: seconds, in all; a session that is started through ssh has a minute more.
         secure: False only for a server that is insecure on purpose.
         ask: answers what runs ask, given the prompt and whether typing is hidden; None is end of file.
+            Also what ssh asks, where there is no terminal.
 
     Raises:
         AddressError: the address cannot be meant.
@@ -79,6 +86,8 @@ def connect(
         start=start,
         lang=lang,
         python=python,
+        prelude=prelude,
+        install=install,
         timeout=timeout,
         secure=secure,
         ask=ask,
@@ -90,9 +99,11 @@ def open_session(
     port: int | str | None = None,
     password: str | None = None,
     *,
-    start: bool = False,
+    start: bool | None = None,
     lang: str = "python",
     python: str | None = None,
+    prelude: str | None = None,
+    install: bool = False,
     timeout: float = 10.0,
     secure: bool = True,
     ask: AskPerson | None = None,
@@ -100,15 +111,29 @@ def open_session(
     all: bool = False,
     existing: bool = False,
     quiet: bool = False,
+    ssh: Ssh | None = None,
 ) -> Session:
     """As `connect`, for our own faces. `ask_person` asks who sits here for a password or about a
     server's key; `all`: the events of every client are watched; `existing`: nobody would start a
-    session for this; `quiet`: no warning that it is not secure.
+    session for this; `quiet`: no warning that it is not secure; `ssh`: the way there, already begun.
     """
     if not isinstance(timeout, int | float):
         raise TypeError(f"timeout is a number of seconds, not {type(timeout).__name__}")
     deadline = time.monotonic() + timeout
-    wish = Wish(password, secure, start, lang, python, deadline, ask_person, existing)
+    wish = Wish(
+        password,
+        secure,
+        start,
+        lang,
+        python,
+        deadline,
+        ask_person,
+        existing,
+        prelude,
+        install,
+        ask_person or ask,
+        ssh,
+    )
     target = find(parse(addr, port), wish)
     if not target.is_secure and not quiet:
         warn(f"the connection to {target.where} is not secure: anyone can join in, read and change it")
@@ -119,7 +144,11 @@ def open_session(
         except AuthError as error:
             # Reached and proved, but our key is not on its list: a password puts it there.
             if target.keys_again is None or not target.keys_again():
+                target.close()
                 raise _not_admitted(target, error) from None
+        except BaseException:
+            target.close()
+            raise
         else:
             return session
 
@@ -148,6 +177,8 @@ class Session:
         self._link = target.link(self._inbox, self._client, all=all)
         self._inbox.link = self._link
         weakref.finalize(self, self._link.abandon).atexit = False
+        if target.ssh is not None:
+            weakref.finalize(self, target.ssh.abandon).atexit = False
         self._link.start()
 
     def _open(self, timeout: float) -> Attached:
@@ -269,6 +300,7 @@ class Session:
     def close(self) -> None:
         """Close the connection; the session and its runs go on."""
         self._link.close()
+        self._target.close()
 
     def shutdown(self) -> None:
         """End the session for everyone, with all that it holds."""

@@ -4,7 +4,7 @@ Four directories, each with a variable that overrides it (the tests do):
 
 config   REMOTER_CONFIG_DIR   keys, pins, saved names; in the home
 state    REMOTER_STATE_DIR    connection records (shared by the machines of one home), prompt history
-runtime  REMOTER_RUNTIME_DIR  sockets and pipes of live sessions; on this machine only
+runtime  REMOTER_RUNTIME_DIR  sockets and pipes of live sessions; on this machine only, in /tmp
 journal  REMOTER_JOURNAL_DIR  what sessions printed; on this machine's disk, kept 7 days after the end
 
 Whatever holds a key is created with its mode (0600, directories 0700), never changed to it
@@ -54,10 +54,11 @@ def state_directory() -> Path:
 
 
 def runtime_directory() -> Path:
-    """Where the sockets of live sessions are; short enough for a socket's path."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
-        return _directory("REMOTER_RUNTIME_DIR", Path(runtime) / "remoter")
+    """Where the sockets of live sessions are; short enough for a socket's path.
+
+    Not XDG_RUNTIME_DIR: that is removed when its user logs out, and sessions outlive the login.
+    And it is not set everywhere: two processes would look in different places.
+    """
     return _directory("REMOTER_RUNTIME_DIR", Path("/tmp") / f"remoter-{_user_id()}")  # noqa: S108 - checked by private_directory
 
 
@@ -166,11 +167,12 @@ def _refuse_if_open(path: Path, status: os.stat_result, is_kind: object) -> None
     assert callable(is_kind)
     if not is_kind(status.st_mode):
         kind = "a directory" if is_kind is stat.S_ISDIR else "a plain file"
-        raise RemoterError(f"`{path}` is not {kind}", id="private-file")
+        raise RemoterError(f"`{path}` is not {kind}", hints=_other_place(path), id="private-file")
     if status.st_uid != os.getuid():
         raise RemoterError(
             f"`{path}` belongs to somebody else",
             cause=f"its owner is user {status.st_uid}, we are {os.getuid()}",
+            hints=_other_place(path),
             id="private-file",
         )
     if status.st_mode & 0o077:
@@ -181,6 +183,17 @@ def _refuse_if_open(path: Path, status: os.stat_result, is_kind: object) -> None
             hints=[f"if nobody else had them, `chmod {mode} {path}`; otherwise remove it"],
             id="private-file",
         )
+
+
+def _other_place(path: Path) -> list[str]:
+    """What to do where others can make files, and somebody was first."""
+    for variable, directory in (
+        ("REMOTER_RUNTIME_DIR", runtime_directory()),
+        ("REMOTER_JOURNAL_DIR", journal_directory()),
+    ):
+        if path == directory:
+            return [f"set {variable} to a directory of your own, wherever you use remoter on this machine"]
+    return []
 
 
 # --- connection records ----------------------------------------------------------------------
@@ -285,6 +298,21 @@ def records(wanted: str | None = None) -> Iterator[Record]:
             path.unlink(missing_ok=True)
 
 
+def record_here(name: str) -> Record | None:
+    """The connection record of the live session of that name on this machine.
+
+    Raises:
+        RemoterError: its connection file is damaged, or open to others.
+    """
+    for _ in range(2):
+        for record in records(name):
+            if record.is_here and record.name == name:
+                return record
+        if not restore_records():
+            break
+    return None
+
+
 def restore_records(patience: float = 2.0) -> bool:
     """Have live sessions on this machine whose connection file was removed write it again.
 
@@ -292,7 +320,7 @@ def restore_records(patience: float = 2.0) -> bool:
     Returns whether there are any now that were missing.
     """
     lost = []
-    for lock in [] if fcntl is None else runtime_directory().glob("*/lock"):
+    for lock in _locks():
         name, path = lock.parent.name, record_path(host_name(), lock.parent.name)
         with contextlib.suppress(OSError, ValueError):
             if path.exists() or not is_locked(lock):
@@ -305,6 +333,16 @@ def restore_records(patience: float = 2.0) -> bool:
     while not all(path.exists() for path in lost) and time.monotonic() < deadline:
         time.sleep(0.01)
     return any(path.exists() for path in lost)
+
+
+def _locks() -> list[Path]:
+    """The locks of sessions, living and dead, of this user on this machine."""
+    if fcntl is None:
+        return []
+    with contextlib.suppress(OSError):  # there is none
+        if runtime_directory().lstat().st_uid == os.getuid():
+            return list(runtime_directory().glob("*/lock"))
+    return []
 
 
 def is_keeper(pid: int, name: str) -> bool:

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -52,6 +52,15 @@ class Place:
     socket: str | None = None
     host: str = ""
     port: int = 0
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """How a link is. `since`: since when (of `lost`: when the server was last heard), by `time.time()`."""
+
+    state: Literal["connecting", "ok", "lost", "closed"]
+    since: float
+    detail: str = ""
 
 
 # --- the loop thread -------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """`remoter doctor`: step by step from here to a session, what was seen and what to do; in the shell's process, by the client.
 
 Each step stands on the one before it. The first that fails is the one to mend: what follows
-it is not tried, except the terminal, which needs nobody.
+it is not tried, except the terminal, which needs nobody. The address decides which steps there
+are; those of `ssh://host` are in `_doctor_ssh`.
 """
 
 from __future__ import annotations
@@ -12,26 +13,32 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from ._address import DEFAULT_PORT, Address, parse
+from ._address import DEFAULT_PORT, Address, parse, through_ssh
 from ._config import Record, host_name, records
 from ._errors import KeyChangedError, RemoterError
 from ._messages import PROTOCOL, common_protocol
+from ._saved import find_ssh, saved_names
 
 if TYPE_CHECKING:
     from ._client import Session
     from ._login import ServerHello
+    from ._saved import Saved
 
 PATIENCE = 5.0  # seconds for each step
 ROUND_TRIPS = 5
+WIDTH = len("authentication")  # the longest name of a step
 
 MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD ", "skip": "-   "}
 
 Step = dict[str, Any]
+Seen = tuple[str, ...]
+"""What a step has to say: its mark, what was seen, and what to do."""
 
 
 @dataclass
@@ -48,19 +55,45 @@ class _Case:
     hello: ServerHello | None = None
     session: Session | None = None
 
+    def close(self) -> None:
+        """End the connection, if one was made."""
+        if self.session is not None:
+            self.session.close()
+
 
 def examine(text: str | None, password: str | None = None, *, secure: bool = True) -> Iterator[Step]:
     """Try each step to that address; gives each with its mark (ok, note, bad, skip), what was seen, what to do."""
-    case = _Case(text, password, secure)
-    steps = [
-        ("name", _name),
-        ("port", _port),
-        ("door", _door),
-        ("key", _key),
-        ("version", _version),
-        ("login", _login),
-        ("round trip", _round_trip),
-    ]
+    saved = _find_ssh(text)
+    if saved is not None:
+        from ._doctor_ssh import Journey
+
+        journey = Journey(saved, _measure, secure=secure)
+        yield from _walk(journey.steps(), journey.close)
+    else:
+        case = _Case(text, password, secure)
+        looks = {
+            "name": _name,
+            "port": _port,
+            "door": _door,
+            "key": _key,
+            "version": _version,
+            "login": _login,
+            "round trip": _round_trip,
+        }
+        yield from _walk([(name, partial(look, case)) for name, look in looks.items()], case.close)
+    mark, seen, *do = _terminal()
+    yield {"step": "terminal", "mark": mark, "seen": seen, "do": do}
+
+
+def _find_ssh(text: str | None) -> Saved | None:
+    try:
+        return find_ssh(text)
+    except RemoterError:
+        return None  # told at the step `name`
+
+
+def _walk(steps: list[tuple[str, Callable[[], Seen]]], close: Callable[[], None]) -> Iterator[Step]:
+    """Go through the steps up to the first that fails; the rest is listed."""
     failed = ""
     try:
         for name, look in steps:
@@ -68,27 +101,24 @@ def examine(text: str | None, password: str | None = None, *, secure: bool = Tru
                 yield {"step": name, "mark": "skip", "seen": f"not tried, because of `{failed}`", "do": []}
                 continue
             try:
-                mark, seen, *do = look(case)
+                mark, seen, *do = look()
             except RemoterError as error:
                 mark, failed = "bad", name
                 seen = error.message + (f" ({error.cause})" if error.cause else "")
                 do = list(error.hints)
             yield {"step": name, "mark": mark, "seen": seen, "do": do}
     finally:
-        if case.session is not None:
-            case.session.close()
-    mark, seen, *do = _terminal()
-    yield {"step": "terminal", "mark": mark, "seen": seen, "do": do}
+        close()
 
 
 def shown(step: Step) -> str:
     """The step as lines for a person."""
-    lines = [f"{MARKS[step['mark']]}  {step['step']:<10}  {step['seen']}"]
-    lines += [f"{'':16}  hint: {hint}" for hint in step["do"]]
+    lines = [f"{MARKS[step['mark']]}  {step['step']:<{WIDTH}}  {step['seen']}"]
+    lines += [f"{'':{WIDTH + 6}}  hint: {hint}" for hint in step["do"]]
     return "\n".join(lines)
 
 
-def _name(case: _Case) -> tuple[str, ...]:
+def _name(case: _Case) -> Seen:
     """Which session or machine is meant."""
     address = case.address = parse(case.text)
     here = [record for record in records() if record.is_here]
@@ -102,10 +132,8 @@ def _name(case: _Case) -> tuple[str, ...]:
         case.record = here[0]
     elif address.kind == "word":
         case.record = next((record for record in records() if record.name == address.word), None)
-    elif address.kind == "ssh":
-        raise RemoterError(
-            "what ssh does is seen best with ssh itself", hints=f"`ssh -v {address.host} true`"
-        )
+        if case.record is None and address.word in (saved := saved_names()):
+            address = case.address = saved[address.word]
     if case.record is not None:
         record = case.record
         case.host = "127.0.0.1" if record.is_here else record.host
@@ -123,7 +151,7 @@ def _name(case: _Case) -> tuple[str, ...]:
     return "ok", f"`{case.host}` is {', '.join(sorted({str(entry[4][0]) for entry in found}))}"
 
 
-def _port(case: _Case) -> tuple[str, ...]:
+def _port(case: _Case) -> Seen:
     """Whether somebody listens there."""
     from ._login import place
 
@@ -141,12 +169,12 @@ def _port(case: _Case) -> tuple[str, ...]:
         raise RemoterError(
             f"no answer from `{where}` in {PATIENCE:g} s",
             cause=error.strerror or "the packets are dropped: wrong machine, or a firewall",
-            hints=f"through ssh: `ssh -N -L {case.port}:127.0.0.1:{case.port} {case.host}`, then `localhost:{case.port}`",
+            hints=f"{through_ssh(case.host)}; `remoter doctor ssh://{case.host}` looks at that way",
         ) from None
     return "ok", f"`{where}` accepts connections, in {(time.monotonic() - began) * 1000:.1f} ms"
 
 
-def _door(case: _Case) -> tuple[str, ...]:
+def _door(case: _Case) -> Seen:
     """What the program that listens there says of itself."""
     from ._login import ask_server
 
@@ -163,7 +191,7 @@ def _door(case: _Case) -> tuple[str, ...]:
     return "ok" if hello.secure else "note", f"a remoter server, {kind}; admits by: {ways}"
 
 
-def _key(case: _Case) -> tuple[str, ...]:
+def _key(case: _Case) -> Seen:
     """Whether the server has the key that we know."""
     from ._security import Pins, fingerprint
 
@@ -187,7 +215,7 @@ def _key(case: _Case) -> tuple[str, ...]:
     return "note", f"{words}, not known here", "compare it with what the server printed at its start"
 
 
-def _version(case: _Case) -> tuple[str, ...]:
+def _version(case: _Case) -> Seen:
     """Whether both ends speak a common protocol."""
     assert case.hello is not None
     common = common_protocol(case.hello.protocol)
@@ -201,7 +229,7 @@ def _version(case: _Case) -> tuple[str, ...]:
     return "ok", f"protocol {common}; here {here}, there {there}"
 
 
-def _login(case: _Case) -> tuple[str, ...]:
+def _login(case: _Case) -> Seen:
     """Whether the server lets us in."""
     from ._client import connect
 
@@ -216,13 +244,17 @@ def _login(case: _Case) -> tuple[str, ...]:
     return "ok", f"admitted {how}"
 
 
-def _round_trip(case: _Case) -> tuple[str, ...]:
-    """How long a question takes, and how the session is."""
+def _round_trip(case: _Case) -> Seen:
     assert case.session is not None
+    return _measure(case.session)
+
+
+def _measure(session: Session) -> Seen:
+    """How long a question takes, and how the session is."""
     times = []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
-        info = case.session._query("info", timeout=PATIENCE)
+        info = session._query("info", timeout=PATIENCE)
         times.append(time.perf_counter() - began)
     state = "busy" if info.get("busy") else "idle"
     median = statistics.median(times) * 1000
@@ -232,7 +264,7 @@ def _round_trip(case: _Case) -> tuple[str, ...]:
     return "ok", seen
 
 
-def _terminal() -> tuple[str, ...]:
+def _terminal() -> Seen:
     """What the prompt can show here."""
     from ._pictures import protocol
 

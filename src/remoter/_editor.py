@@ -210,6 +210,7 @@ class Editor:
 
         Raises:
             EOFError: Ctrl-D on an empty line, or the terminal is gone.
+            KeyboardInterrupt: Ctrl-C on an empty line while the link is lost.
         """
         store_typeahead(self.input, merge_bursts(get_typeahead(self.input)))
         self.input.merging = True  # type: ignore[attr-defined]
@@ -291,9 +292,13 @@ class Editor:
         (which cancels us, perhaps in the middle) loses nothing.
         """
         while True:
-            timeout = 1.0 if self._wiring.link() else None
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), timeout)
+            # No `wait_for`: before Python 3.12 it can lose a cancellation, and then the line never ends.
+            timer = asyncio.get_running_loop().call_later(1.0, wake.set) if self._wiring.link() else None
+            try:
+                await wake.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
             wake.clear()
             if self._wiring.news():
                 async with in_terminal():
@@ -320,6 +325,15 @@ class Editor:
         keys = get_typeahead(self.input)
         store_typeahead(self.input, [key for key in keys if key.key != Keys.ControlC])
         return sum(key.key == Keys.ControlC for key in keys)
+
+    @contextlib.contextmanager
+    def keys_aside(self) -> Iterator[None]:
+        """What was typed ahead is no answer to the question that is asked in this context."""
+        kept = get_typeahead(self.input) + self.input.read_keys()
+        try:
+            yield
+        finally:
+            store_typeahead(self.input, kept + get_typeahead(self.input))
 
     def look_at_keys(self) -> str | None:
         """Keys that came while a command runs wait for the next line. Says how they mean to leave, if
@@ -422,11 +436,14 @@ class Editor:
         event.app.create_background_task(suspend())
 
     def _interrupt(self, event: KeyPressEvent) -> None:
-        """Clear the line; on an empty one say how to leave, the second time."""
+        """Clear the line; on an empty one say how to leave, the second time, or offer to while the link is lost."""
         buffer = event.current_buffer
         if buffer.text:
             self._empty_interrupts = 0
             buffer.reset()
+            return
+        if self._wiring.link():
+            event.app.exit(exception=KeyboardInterrupt())
             return
         self._empty_interrupts += 1
         if self._empty_interrupts == 2:

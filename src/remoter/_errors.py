@@ -55,6 +55,11 @@ class RemoterError(Exception):
         lines += [f"hint: {hint}" for hint in self.hints]
         return "\n".join(lines)
 
+    @property
+    def line(self) -> str:
+        """Message and cause in one line."""
+        return f"{self.message}: {self.cause}" if self.cause else self.message
+
 
 class AddressError(RemoterError, ValueError):
     """An address or a port that cannot be meant."""

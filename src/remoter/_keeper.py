@@ -47,6 +47,7 @@ START = "import sys; sys.path.insert(0, sys.argv[1]); import _keeper; _keeper.ma
 LONGEST_NAME = 40
 TOLD_AGAIN = 16
 PIPE_SIZE = 1024 * 1024
+HOLD_TRIES = 20
 
 
 # --- in the process that starts a session ----------------------------------------------------
@@ -349,6 +350,23 @@ def _log(text: str) -> None:
         os.write(2, f"{time.strftime('%H:%M:%S')} keeper: {text}\n".encode(errors="replace"))
 
 
+def hold(directory: str) -> int | None:
+    """Keep what cleans up old files (systemd-tmpfiles) out of the directory: it skips those that are locked.
+
+    Returns the descriptor that holds it as long as it is open; None where that cannot be done.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    for _ in range(HOLD_TRIES):
+        if _is_granted(descriptor, fcntl.LOCK_SH):
+            return descriptor
+        time.sleep(0.01)  # it is cleaning at this moment
+    os.close(descriptor)
+    return None
+
+
 # --- the keeper: ports -----------------------------------------------------------------------
 
 
@@ -567,6 +585,7 @@ class Keeper:
         self.is_terminated = False
         self.record: bytes = b""  # the connection record, once there is one
         self.is_record_missed = False
+        self.held = [hold(configuration["run_directory"])]
         self.wakeup = self._catch_signals()
         self.devnull = os.open(os.devnull, os.O_RDWR)
         self.pipes = self._make_pipes()
@@ -640,7 +659,7 @@ class Keeper:
             self.server = start_process(
                 [*argv, *map(str, inherit)],
                 standard=[self.devnull, 2, 2],
-                inherit=[*inherit, self.configuration["lock_fd"]],
+                inherit=[*inherit, self.configuration["lock_fd"], *filter(None, self.held)],
             )
         except OSError as error:
             ours.close()
@@ -701,6 +720,7 @@ class Keeper:
             if not self.is_reported and not self.is_ending:
                 self.is_reported = True
                 self._sign_lock()
+                self.held.append(hold(self.configuration["journal_directory"]))  # the server has made it
                 self.report({"ready": {**message["ready"], "keeper_pid": os.getpid()}})
         elif "error" in message:
             if self.is_reported:

@@ -205,7 +205,7 @@ def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
     is_near = all(is_loopback(address) for address in configuration["listen"])
     if is_near:
         lines.append(f"listening on {addresses}{note}, this machine only; here: remoter client {name}")
-        there = f"ssh -L {port}:127.0.0.1:{port} {host_name()}   and then   remoter client localhost:{port}"
+        there = f"remoter client ssh://{host_name()}/{name}"
     else:
         lines.append(f"listening on {addresses}{note}; here: remoter client {name}")
         there = f"remoter client {host_name()}:{port}"

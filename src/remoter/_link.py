@@ -20,14 +20,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import zmq
 
-from . import __version__, _errors
-from ._connection import LINGER, Connection, Pace, Place, in_thread, look_up_host, loop_thread
-from ._errors import AuthError, ConnectError, KeyChangedError, LinkLostError, RemoterError, VersionError
+from . import __version__
+from ._connection import LINGER, Connection, LinkState, Pace, Place, in_thread, look_up_host, loop_thread
+from ._errors import AuthError, ConnectError, KeyChangedError, LinkLostError, RemoterError
 from ._messages import (
     FEATURES,
     PROTOCOL,
@@ -51,6 +50,8 @@ from ._messages import (
     Submit,
     decode_event,
     encode,
+    error_of,
+    no_common_protocol,
 )
 from ._unfinished import Question, Unfinished
 
@@ -58,15 +59,6 @@ log = logging.getLogger("remoter.link")
 
 ACKNOWLEDGE_BYTES = 128 * 1024
 REJECTIONS = 3  # so often a key that was admitted may be refused before we believe it
-
-
-@dataclass(frozen=True)
-class LinkState:
-    """How a link is. `since`: since when (of `lost`: when the server was last heard), by `time.time()`."""
-
-    state: Literal["connecting", "ok", "lost", "closed"]
-    since: float
-    detail: str = ""
 
 
 class Owner(Protocol):
@@ -110,6 +102,8 @@ class Link:
         reader: the client whose second connection this is.
         window: at most so many bytes of events are out with the owner, until it calls `consumed`.
         diagnose: asks the server, after failed handshakes, what is wrong; may block.
+        is_slow: `locate` may take long, and is called in a thread.
+        on_silence: called when the server has not answered for a while.
     """
 
     def __init__(
@@ -125,11 +119,14 @@ class Link:
         label: str = "",
         window: int | None = None,
         diagnose: Callable[[], RemoterError | None] | None = None,
+        is_slow: bool = False,
+        on_silence: Callable[[], None] | None = None,
         pace: Pace | None = None,
     ) -> None:
         self.locate, self.owner, self.client, self.where = locate, owner, client, where
         self.all, self.reader, self.label = all, reader, label
         self.window, self.diagnose, self.pace = window, diagnose, pace or Pace()
+        self.is_slow, self.on_silence = is_slow, on_silence
         self.thread = loop_thread()
         self.state = LinkState("connecting", time.time())
         self.session = ""
@@ -292,15 +289,32 @@ class Link:
             self.retry = None
         if self.error is not None or self.trying is not None or self.looking:
             return
+        self.looking = True
+        if self.is_slow:
+            in_thread(self.thread.loop, self._ask_for_place, self._located)
+        else:
+            self._located(self._ask_for_place())
+
+    def _ask_for_place(self) -> Place | RemoterError | OSError:
         try:
-            place = self.locate()
+            return self.locate()
         except (RemoterError, OSError) as error:
-            if isinstance(error, LinkLostError) or not self.opened.done():
-                self.end(error if isinstance(error, RemoterError) else ConnectError(str(error)))
-            else:
-                self._try_later(str(error))  # a shared home that stutters is no reason to give up
+            return error
+
+    def _located(self, place: Place | RemoterError | OSError) -> None:
+        self.looking = False
+        if self.error is not None:
             return
-        if place.socket is not None:
+        if isinstance(place, Exception):
+            if isinstance(place, LinkLostError) or not self.opened.done():
+                self.end(place if isinstance(place, RemoterError) else ConnectError(str(place)))
+            else:
+                self._try_later(
+                    place.line if isinstance(place, RemoterError) else str(place)
+                )  # a shared home that stutters is no reason to give up
+        elif self.connection is not None and self.state.state == "ok":
+            return  # the old connection spoke again meanwhile
+        elif place.socket is not None:
             self._connect(place, f"ipc://{place.socket}")
         else:
             self.looking = True
@@ -403,6 +417,8 @@ class Link:
         if silent >= self.pace.lost and self.state.state == "ok":
             self._set_state("lost", f"no answer for {silent:.0f} s", since=time.time() - silent)
             self.wait = self.pace.first_wait
+            if self.on_silence is not None:
+                self.on_silence()
             self._try()
         number = next(self.numbers)
         self.pings = {number: time.perf_counter()} if silent < self.pace.lost else {}
@@ -457,7 +473,7 @@ class Link:
 
     def _attached(self, connection: Connection, attached: Attached) -> None:
         if not PROTOCOL[0] <= attached.protocol <= PROTOCOL[1]:
-            self.end(_no_common_protocol(self.where, attached))
+            self.end(no_common_protocol(self.where, attached))
             return
         connection.expiry.cancel()
         connection.attached_at = self.thread.loop.time()
@@ -573,22 +589,3 @@ class Link:
         self._set_state("closed", error.message)
         self.owner.on_closed(error)
         self.closed.set()
-
-
-# --- small things ----------------------------------------------------------------------------
-
-
-def error_of(refused: Refused) -> RemoterError:
-    """The error that the server names, as ours."""
-    kind = getattr(_errors, refused.error, None)
-    if not (isinstance(kind, type) and issubclass(kind, RemoterError)):
-        kind = RemoterError
-    return kind(refused.message, cause=refused.cause, hints=refused.hints)
-
-
-def _no_common_protocol(where: str, attached: Attached) -> RemoterError:
-    return VersionError(
-        f"no common protocol: here {PROTOCOL[0]} to {PROTOCOL[1]} (remoter {__version__}), "
-        f"at {where} {attached.protocol} (remoter {attached.version})",
-        hints="install the same version of remoter at both ends",
-    )

@@ -1,8 +1,9 @@
-"""What `ls`, `log` and `keys` show, as rows and lines; on either machine, in the shell's process."""
+"""What `ls` and `log` show, as rows and lines; on either machine, in the shell's process."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -11,79 +12,207 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ._address import key_from_text, key_to_text
-from ._config import Record, journal_directory, read_private, records, restore_records, write_private
-from ._errors import AddressError, NameNotFoundError, RemoterError
+from ._address import parse
+from ._config import (
+    Record,
+    host_name,
+    journal_directory,
+    records,
+    restore_records,
+)
+from ._errors import AddressError, RemoterError
 from ._journal import Archive, archives
+from ._saved import Saved, find_ssh, read_saved
 
 if TYPE_CHECKING:
     from ._client import Session
     from ._messages import Event
 
+PATIENCE = 3.0
+"""Seconds in which a session says how it is."""
+
+MOST_AT_ONCE = 16
 
 # --- sessions --------------------------------------------------------------------------------
 
 
-def sessions() -> list[dict[str, Any]]:
-    """This user's live sessions; those on this machine are asked how they are."""
+class Row(msgspec.Struct, kw_only=True):
+    """One session in a list; what is not known is None.
+
+    `state` is idle, busy, died, no answer, or elsewhere, where nobody was asked; it has been so
+    for `seconds`, by the clock of its own machine. `here`: it is on the machine that made the
+    list. `reach` is what to type after `remoter client`; `memory` is that of the interpreter, in bytes.
+    """
+
+    name: str
+    host: str
+    here: bool = True
+    lang: str = "python"
+    language: str = ""
+    state: str = "no answer"
+    busy: bool | None = None
+    since: float | None = None
+    seconds: float | None = None
+    clients: int | None = None
+    memory: int | None = None
+    started: float = 0.0
+    address: str = ""
+    reach: str = ""
+    pid: int | None = None
+
+
+def sessions() -> list[Row]:
+    """This user's live sessions, those on this machine first; all that can be are asked how they are."""
     restore_records()
-    found = list(records())
+    found = sorted(records(), key=lambda record: (not record.is_here, record.host, record.name))
     if not found:
         return []
-    with ThreadPoolExecutor(min(8, len(found))) as pool:
+    with ThreadPoolExecutor(min(MOST_AT_ONCE, len(found))) as pool:
         return list(pool.map(_look_at, found))
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The sessions as lines for a person."""
-    cells = [("SESSION", "ENGINE", "STATE", "CLIENTS", "STARTED", "LISTENS ON")]
+def sessions_at(text: str) -> list[Row]:
+    """The sessions that an address means: those of a machine that ssh reaches, or the one of that name here.
+
+    Raises:
+        AddressError: it is something else.
+        RemoterError: the machine was not reached, or did not answer as it should.
+    """
+    if (there := find_ssh(text)) is not None:
+        return _sessions_there(there)
+    address = parse(text)
+    if address.kind == "word":
+        rows = sessions()
+        meant = [row for row in rows if row.here and row.name == address.word]
+        meant = meant or [row for row in rows if not row.here and row.host == address.word]
+        if meant:
+            return meant
+        saved = read_saved().get(address.word)
+        if saved is None:
+            raise AddressError(
+                f"`{address.word}` is no session here, and nothing that ssh reaches is saved as that",
+                hints=[f"`remoter ls ssh://{address.word}` lists the sessions on that machine"],
+            )
+        address = saved.address
+    host = address.host or "HOST"
+    raise AddressError(
+        f"`{text}` leads to one session, and only ssh can list those of a machine",
+        hints=[f"`remoter ls ssh://{host}`", f"`remoter doctor {text}` tells of that one"],
+    )
+
+
+def _sessions_there(there: Saved) -> list[Row]:
+    """The sessions on that machine; those of one name, if the address has one."""
+    from ._there import escape, read_there
+
+    address = there.address
+    rows = read_there(there, ["ls", "--json"], list[Row])
     for row in rows:
-        clients = "-" if row["clients"] is None else str(row["clients"])
-        started = _when(row["started"])
-        cells.append((row["name"], row["engine"], row["state"], clients, started, row["address"]))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for field in ("name", "host", "lang", "language", "state", "address", "reach"):
+            setattr(row, field, escape(getattr(row, field)))
+        if row.here:
+            row.here = False
+            with contextlib.suppress(AddressError):
+                row.reach = str(parse(str(dataclasses.replace(address, name=row.name))))
+    return [row for row in rows if address.name in ("", row.name)]
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The sessions as lines for a person."""
+    cells = [("SESSION", "HOST", "LANGUAGE", "STATE", "CLIENTS", "MEMORY", "STARTED", "LISTENS ON")]
+    for row in rows:
+        clients = "-" if row.clients is None else str(row.clients)
+        memory = "-" if row.memory is None else size(row.memory)
+        started = _when(row.started)
+        cells.append((row.name, row.host, row.language, _state(row), clients, memory, started, row.address))
+    columns = list(zip(*cells, strict=True))
+    if all(row.host == host_name() for row in rows):
+        del columns[1]
+    widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+        for line in zip(*columns, strict=True)
     ]
 
 
-def _look_at(record: Record) -> dict[str, Any]:
-    """What a line of `ls` says of one session; asked of the session itself where it is here."""
-    row: dict[str, Any] = {
-        "name": record.name,
-        "host": record.host,
-        "engine": record.lang.capitalize(),
-        "state": "on " + record.host,
-        "busy": None,
-        "clients": None,
-        "started": record.started,
-        "address": f"{record.listen}:{record.port}",
-        "pid": record.pid,
-    }
+def plain(rows: list[Row]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [msgspec.to_builtins(row) for row in rows]
+
+
+def _look_at(record: Record) -> Row:
+    """What there is to say of one session; asked of the session itself where it can be reached from here."""
+    row = Row(
+        name=record.name,
+        host=record.host,
+        here=record.is_here,
+        lang=record.lang,
+        language=record.lang.capitalize(),
+        started=record.started,
+        address=f"{record.listen}:{record.port}",
+        pid=record.pid,
+    )
+    row.reach = record.name
     if not record.is_here:
-        return row
+        row.reach = f"{record.host}:{record.port}"
+        if _is_loopback(record.listen):
+            row.reach, row.state = f"ssh://{record.host}/{record.name}", "elsewhere"
+            return row
     try:
         from ._client import open_session
 
-        with open_session(record.name, timeout=3.0, secure=record.secure, quiet=True) as session:
+        with open_session(row.reach, timeout=PATIENCE, secure=record.secure, quiet=True) as session:
             info = session.info
     except (RemoterError, TimeoutError):
-        row["state"] = "no answer"
         return row
+    if info.get("since") is not None and info.get("now") is not None:
+        row.since, row.seconds = info["since"], max(0.0, round(info["now"] - info["since"], 1))
+    row.clients = max(0, len(info.clients) - 1)  # without ourselves
     if info.version is None:
-        row["state"] = "died"
+        row.state = "died"
         return row
-    row["busy"] = info.busy
-    row["state"] = "busy" if info.busy else "idle"
-    row["clients"] = max(0, len(info.clients) - 1)  # without ourselves
-    row["engine"] = f"{str(info.lang).capitalize()} {info.version}"
-    row["pid"] = info.pid
+    row.busy = info.busy
+    row.state = "busy" if info.busy else "idle"
+    row.language = f"{str(info.lang).capitalize()} {info.version}"
+    row.memory = info.get("memory")
+    row.pid = info.pid
     return row
 
 
+def _is_loopback(listen: str) -> bool:
+    return listen.startswith("127.") or listen.strip("[]") in ("localhost", "::1")
+
+
+def _state(row: Row) -> str:
+    if row.state == "elsewhere":
+        return f"on {row.host}"
+    if row.seconds is None or row.state not in ("idle", "busy", "died"):
+        return row.state
+    return f"{row.state} {_long(row.seconds)}" + (" ago" if row.state == "died" else "")
+
+
+def _long(seconds: float) -> str:
+    """A time in one unit, whole: what a list has room for."""
+    for limit, unit, name in [(60, 1, "s"), (3600, 60, "min"), (172_800, 3600, "h")]:
+        if seconds < limit:
+            return f"{int(seconds // unit)} {name}"
+    return f"{int(seconds // 86_400)} days"
+
+
+def size(count: float) -> str:
+    """Bytes for a person: three digits and a unit."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if count >= 9.95 or unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def _when(started: float) -> str:
-    then = time.localtime(started)
+    try:
+        then = time.localtime(started)
+    except (ValueError, OverflowError, OSError):
+        return "-"
     today = then[:3] == time.localtime()[:3]
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)
 
@@ -142,105 +271,3 @@ def _duration(seconds: float) -> str:
     if seconds < 0.001:
         return "less than 1 ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-# --- keys ------------------------------------------------------------------------------------
-
-
-def keys() -> dict[str, list[dict[str, str]]]:
-    """This user's own keys, the clients he admits, the servers he trusts."""
-    from . import _security
-
-    def entry(public: str, label: str) -> dict[str, str]:
-        return {"name": label, "key": key_to_text(public), "fingerprint": _security.fingerprint(public)}
-
-    return {
-        "own": [
-            entry(_security.client_keys().public, "as a client"),
-            entry(_security.server_keys().public, "as a server"),
-        ],
-        "authorized": [entry(public, name) for public, name in _authorized()],
-        "known": [entry(pin.public, pin.label) for pin in _security.Pins()],
-    }
-
-
-def key_lines(found: dict[str, list[dict[str, str]]]) -> Iterator[str]:
-    """The keys as lines for a person."""
-    titles = {"own": "my own", "authorized": "clients that may come in", "known": "servers that I trust"}
-    for group, entries in found.items():
-        yield f"{titles[group]}:" + ("" if entries else " none")
-        for entry in entries:
-            yield f"  {entry['name']}"
-            yield f"    key          {entry['key']}"
-            yield f"    fingerprint  {entry['fingerprint']}"
-
-
-def authorize(key: str, name: str) -> None:
-    """Admit that client."""
-    from ._security import authorize_client
-
-    authorize_client(_public(key, "client"), name)
-
-
-def trust(key: str, name: str) -> None:
-    """Trust that server."""
-    from ._security import Pins
-
-    Pins().trust(_public(key, "server"), name)
-
-
-def forget(name: str) -> None:
-    """Forget the server or the client of that name or key.
-
-    Raises:
-        NameNotFoundError: there is none.
-    """
-    from ._security import Pins, authorized_clients_path
-
-    public = name
-    with contextlib.suppress(AddressError):
-        public = _public(name, "server")
-    pins = Pins()
-    # A server that was trusted without a name is called by its host, port and a word of its fingerprint.
-    servers = {
-        pin.public
-        for pin in pins
-        if name in (pin.label, pin.label.rpartition(" ")[0] if ":" in name else "") or public == pin.public
-    }
-    for server in servers:
-        pins.forget(server)
-    clients = {key for key, label in _authorized() if name == label or public == key}
-    if clients:
-        path = authorized_clients_path()
-        lines = read_private(path).decode(errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if line.split(" ", 1)[0].strip() not in clients]
-        write_private(path, "".join(kept).encode())
-    if not servers and not clients:
-        hint = "`remoter keys` lists them"
-        raise NameNotFoundError(f"no server and no client is known as `{name}`", hints=hint)
-
-
-def _authorized() -> list[tuple[str, str]]:
-    """The clients that may come in: key and name; all other lines of the file are comments."""
-    from ._security import authorized_clients_path, is_key
-
-    try:
-        lines = read_private(authorized_clients_path()).decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    pairs = [line.strip().partition(" ") for line in lines]
-    return [(key, name.strip()) for key, _, name in pairs if is_key(key)]
-
-
-def _public(key: str, whose: str) -> str:
-    """The key in Z85; people give it as it stands in an address, or in Z85."""
-    from ._security import is_key
-
-    try:
-        return key if is_key(key) else key_from_text(key)
-    except AddressError as error:
-        raise AddressError(
-            f"`{key}` is not a {whose}'s public key",
-            cause=error.cause,
-            hints=f"`remoter keys` on the {whose}'s machine shows it, under `as a {whose}`",
-        ) from None

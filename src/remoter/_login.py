@@ -357,24 +357,21 @@ def _connect(host: str, port: int, timeout: float) -> socket.socket:
             f"nothing listens on `{where}`",
             cause=f"connection refused in {elapsed * 1000:.0f} ms, so the machine is up and reachable",
             hints=["start a session there: `remoter server`"]
-            + [
-                f"one that listens only on its own machine is reached {way}"
-                for way in _ways_around(host, port)
-            ],
+            + [f"one that listens only on its own machine is reached {way}" for way in _ways_around(host)],
             id="refused",
         )
     why = "" if isinstance(failures[-1], TimeoutError) else f" ({failures[-1].strerror})"
     raise ConnectError(
         f"no answer from `{where}`",
         cause=f"none in {elapsed:.1f} s{why}: wrong machine, wrong port, or a firewall",
-        hints=_ways_around(host, port),
+        hints=_ways_around(host),
         id="no-answer",
     )
 
 
-def _ways_around(host: str, port: int) -> list[str]:
+def _ways_around(host: str) -> list[str]:
     """How ssh could help, where the host is another machine."""
-    return [] if host in ("localhost", "127.0.0.1", "::1") else [through_ssh(host, port)]
+    return [] if host in ("localhost", "127.0.0.1", "::1") else [through_ssh(host)]
 
 
 def _mechanism(host: str, port: int) -> str:

@@ -16,6 +16,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from . import __version__, _errors
+from ._errors import RemoterError, VersionError
+
 PROTOCOL = (1, 1)
 """The oldest and the newest protocol version that this program speaks."""
 
@@ -150,7 +153,7 @@ class Answer(Message, tag="answer"):
 class Query(Message, tag="query"):
     """A question that may be repeated; answered by `reply` with the same `id`, also while a command runs.
 
-    - `info`: name, language, state, clients, ...
+    - `info`: name, language, state (`busy`, and `since` when by the server's clock `now`), clients, `memory` of the interpreter in bytes, ...
     - `complete` (`code`, `cursor`): matches, with `start` and `end` in code points
     - `is_complete` (`code`): `status` complete, incomplete or invalid, and the `indent` to go on with
     - `inspect` (`code`): what the expression is
@@ -312,3 +315,20 @@ def common_protocol(theirs: tuple[int, int]) -> int | None:
 def members(union: types.UnionType) -> tuple[type[Message], ...]:
     """The messages of one direction, for the documentation."""
     return typing.get_args(union)
+
+
+def error_of(refused: Refused) -> RemoterError:
+    """The error that the server names, as ours."""
+    kind = getattr(_errors, refused.error, None)
+    if not (isinstance(kind, type) and issubclass(kind, RemoterError)):
+        kind = RemoterError
+    return kind(refused.message, cause=refused.cause, hints=refused.hints)
+
+
+def no_common_protocol(where: str, attached: Attached) -> RemoterError:
+    """The error of a client that speaks no version that the server spoke."""
+    return VersionError(
+        f"no common protocol: here {PROTOCOL[0]} to {PROTOCOL[1]} (remoter {__version__}), "
+        f"at {where} {attached.protocol} (remoter {attached.version})",
+        hints="install the same version of remoter at both ends",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import socket
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ._messages import Event
 
 if TYPE_CHECKING:
-    from ._link import LinkState
+    from ._connection import LinkState
 
 MOST_WAITING = 16_000_000  # characters of output that wait for a slow terminal; then the oldest go
 SILENCE = 6.0  # seconds without the server until we say so
@@ -154,13 +155,21 @@ class Paper:
 
 
 class Silence:
-    """Knows whether the session answers, and says so when it does not and when it does again."""
+    """Knows whether the session answers, and says so when it does not and when it does again.
 
-    def __init__(self, host: str, say: Callable[[str], None]) -> None:
+    Args:
+        host: where the session is.
+        say: writes a line.
+        state: how the link is now: its detail changes with each attempt to come back.
+    """
+
+    def __init__(self, host: str, say: Callable[[str], None], state: Callable[[], LinkState]) -> None:
         self.since: float | None = None
         self._host = host
         self._say = say
+        self._state = state
         self._told = False
+        self._reasons: set[str] = set()
 
     def look(self, state: LinkState) -> None:
         """The link is now so."""
@@ -168,26 +177,38 @@ class Silence:
             self.since = self.since or state.since
             return
         if self._told and self.since is not None and state.state == "ok":
-            self._say(f"back after {duration(time.time() - self.since)}.")
+            self._say(f"back after {duration(time.time() - self.since)}")
         self.since, self._told = None, False
+        self._reasons.clear()
 
-    def tell(self, way_out: str) -> None:
-        """Say it, once, after a while: short breaks mend themselves."""
-        if self.since is None or self._told or time.time() - self.since < SILENCE:
+    def tell(self) -> None:
+        """Say it, once, after a while: short breaks mend themselves. Then each new reason, once."""
+        if self.since is None or time.time() - self.since < SILENCE:
             return
-        self._told = True
-        silent = time.time() - self.since
-        self._say(
-            f"no answer from {self._host} for {silent:.0f} s. It goes on there; trying to come back. {way_out}"
-        )
+        if not self._told:
+            self._told = True
+            self._say(
+                f"no answer from {self._host} for {time.time() - self.since:.0f} s. It goes on there; "
+                "trying to come back. Ctrl-C offers to leave"
+            )
+        reason = self._reason()
+        what = reason.partition(": ")[0]  # what follows can be new at each attempt
+        if what and what not in self._reasons:
+            self._reasons.add(what)
+            self._say(reason)
+
+    def _reason(self) -> str:
+        """Why we cannot come back, if a person can do anything with it: it then names a host or ssh."""
+        state = self._state()
+        reason = state.detail.partition("; next try")[0]
+        return reason if state.state in ("lost", "connecting") and re.search(r"`|\bssh\b", reason) else ""
 
     def text(self) -> str:
         """What stands under the typed line while it lasts."""
         if self.since is None:
             return ""
-        return (
-            f"no answer from {self._host} for {max(0.0, time.time() - self.since):.0f} s; trying to come back"
-        )
+        silent = max(0.0, time.time() - self.since)
+        return f"no answer from {self._host} for {silent:.0f} s; trying to come back"
 
 
 def columns() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -16,7 +17,11 @@ class Face(Protocol):
     """How code and answers are read: `_editor.Editor`, or `PlainFace`."""
 
     def read_code(self) -> str | None:
-        """The next piece of code; None when `stop` was called."""
+        """The next piece of code; None when `stop` was called.
+
+        Raises:
+            EOFError: they want to leave. KeyboardInterrupt: they may, while the link is lost.
+        """
 
     def read_answer(self, question: str, *, hidden: bool = False) -> str | None:
         """One line in answer to a question; None when `stop` was called."""
@@ -29,6 +34,9 @@ class Face(Protocol):
 
     def interrupts_typed_ahead(self) -> int:
         """How often Ctrl-C was pressed just when a line was finished: it means what runs now."""
+
+    def keys_aside(self) -> contextlib.AbstractContextManager[None]:
+        """What was typed ahead is no answer to the question that is asked in this context."""
 
     def look_at_keys(self) -> str | None:
         """Look at keys that came while nothing was read; the key that means to leave, if one does."""
@@ -56,6 +64,8 @@ class PlainFace:
             try:
                 line = self._input("+ ".rjust(len(self.prompt)) if lines else self.prompt)
             except KeyboardInterrupt:
+                if self._owner.silence.since is not None and not lines:
+                    raise
                 self._owner.say("nothing runs; Ctrl-D or exit() leaves, and the session goes on")
                 self._owner.paper.write()  # before the next prompt
                 lines.clear()
@@ -106,6 +116,10 @@ class PlainFace:
     def interrupts_typed_ahead(self) -> int:
         """None: here Ctrl-C is always a signal."""
         return 0
+
+    def keys_aside(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is typed ahead that we could keep."""
+        return contextlib.nullcontext()
 
     def look_at_keys(self) -> str | None:
         """Nothing is typed ahead that we could see."""

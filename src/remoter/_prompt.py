@@ -30,6 +30,7 @@ from ._messages import Event, RunId
 from ._paper import News, Paper, Silence, columns, duration, label
 from ._pictures import Album, picture_in
 from ._plain import Face, PlainFace, has_terminal, is_piped
+from ._questions import SshQuestions
 from ._verbs import LocalSide, Piece
 from ._visits import HISTORY_LIMIT, Left, Presence, last_visit, read_until, remember_visit
 
@@ -88,7 +89,8 @@ class Prompt:
         self.raising = False
         self.hung_up = False
         # The connection.
-        self.silence = Silence(self.host, self.say)
+        self.silence = Silence(self.host, self.say, lambda: session._link.state)
+        self.ssh_questions = SshQuestions(self, session._target.ssh)
         self.ended: str | None = None
         self.last_seen = 0
         self.presence = Presence(self._visit_key())
@@ -107,7 +109,7 @@ class Prompt:
             news=self.take_news,
             write=self.paper.write,
             above=lambda: self.paper.last if self.paper.held else "",
-            link=self.silence.text,
+            link=lambda: self.ssh_questions.hint() or self.silence.text(),
             hint=self.say,
         )
         history = state_directory() / f"history-{self.language}"
@@ -140,19 +142,27 @@ class Prompt:
         return 0 if self.ended is None or self.ended == "by us" else 255
 
     def _read_and_run(self) -> None:
-        self._take_and_write()
+        self.take_and_write()
         if self.asks and (ask := next(iter(self.asks.values()))).run is not None:
             self._follow(ask.run, None)
             return
         self._leave_if_ended()
         self.paper.hold(same_line=False)
+        code: str | None = None
+        wants_out = False
         try:
             code = self.face.read_code()
         except EOFError:
             raise Leave from None
+        except KeyboardInterrupt:
+            wants_out = True
         finally:
             self.paper.release()
-        if code is not None:
+        if wants_out:
+            self.offer_to_leave()
+        elif code is not None and not code.strip() and self.ssh_questions.are_open:
+            self.ssh_questions.put()
+        elif code is not None:
             self.execute(code)
 
     def execute(self, code: str) -> None:
@@ -181,6 +191,8 @@ class Prompt:
             self._tell_failure(error)
             return False
         self.label = label(code)
+        if self.silence.since is not None:
+            self.say(f"it goes to {self.host} when that answers again; Ctrl-C offers to leave")
         return self._follow(run.id, run)
 
     def _follow(self, run_id: RunId, run: Run | None) -> bool:
@@ -191,9 +203,9 @@ class Prompt:
         started, waiting_said = time.monotonic(), False
         try:
             while True:
-                self._take_and_write()
+                self.take_and_write()
                 if self.hung_up:
-                    self._leave_it_running()
+                    self.leave_it_running()
                 if self.done is not None:
                     break
                 if run is None and self.ended:
@@ -205,6 +217,9 @@ class Prompt:
                         self.write("\n")  # after the `^C` that the terminal shows
                     self._interrupt(run)
                     continue
+                if self.ssh_questions.are_open:
+                    self.ssh_questions.put()
+                    continue
                 if ask := self._next_ask():
                     self._answer(ask)
                     continue
@@ -212,17 +227,18 @@ class Prompt:
                 if keys_came:
                     if (key := self.face.look_at_keys()) is not None:
                         self.write("\n" if key == "\x04" else "")  # after the `^D` that the terminal shows
-                        self._leave_it_running()
+                        self.leave_it_running()
                     continue
                 if run is not None and run.status in ("ok", "error", "interrupted", "died", "cancelled"):
-                    self._take_and_write()
+                    self.take_and_write()
                     if self.done is None:
                         return self._end_without_word(run)
+                if self.silence.since is not None:
+                    started = time.monotonic()
                 if (
                     run is not None
                     and run.status == "queued"
                     and not waiting_said
-                    and self.silence.since is None
                     and time.monotonic() - started > 1.0
                 ):
                     waiting_said = True
@@ -255,7 +271,7 @@ class Prompt:
 
     def _tell_failure(self, error: RemoterError) -> None:
         """Why a run was not accepted, or has no end; that the session has ended is said only once."""
-        self._take_and_write()
+        self.take_and_write()
         if self.ended is None or error.id != "ended":
             self.write_line(render(error))
 
@@ -288,17 +304,39 @@ class Prompt:
         self.pressed_at, self.heard_since_press = now, False
         if self.silence.since is None:
             self._send_interrupt(run)
-        if self.silence.since is not None or self.presses >= 3:
-            if self.confirm(f"leave `{self.label}` running on {self.host}? [y/N] "):
-                self._leave_it_running()
+        if self.silence.since is not None:
+            self.offer_to_leave()
+        elif self.presses >= 3:
+            with self.face.keys_aside():
+                leaves = self.confirm(f"leave `{self.label}` running on {self.host}? [y/N] ")
+            if leaves:
+                self.leave_it_running()
         elif self.presses == 2:
             self.say(f"interrupt sent again; waiting for `{self.label}`")
             self.say("Ctrl-C once more offers to leave")
 
-    def _leave_it_running(self) -> NoReturn:
-        if self.following is not None:
+    def offer_to_leave(self) -> None:
+        """Ctrl-C while the link is lost. When it is back, the question has no object any more."""
+        name = f"`{self.label}`" if self.following is not None else f"`{self.info.get('name')}`"
+        if self._is_unsent():
+            question = f"leave? {name} has not reached {self.host} yet and may never run"
+        else:
+            question = f"leave {name} running on {self.host}?"
+        with self.face.keys_aside():
+            leaves = self.confirm(f"{question} [y/N] ", lambda: self.silence.since is None)
+        if leaves:
+            self.leave_it_running()
+
+    def _is_unsent(self) -> bool:
+        """Whether the run that we follow was entered while the link was lost, and still waits here."""
+        if self.following is None or self.following[0] != self.session._client:
+            return False
+        return self.following[1] in self.session._link.unfinished.submits
+
+    def leave_it_running(self) -> NoReturn:
+        if self.following is not None and not self._is_unsent():
             self.left = Left(self.following, self.label)
-        self.info |= {"busy": True, "running": self.label}  # should nobody tell us better
+            self.info |= {"busy": True, "running": self.label}  # should nobody tell us better
         raise Leave
 
     def _send_interrupt(self, run: Run | None) -> None:
@@ -313,10 +351,11 @@ class Prompt:
 
         threading.Thread(target=send, name="remoter-interrupt", daemon=True).start()
 
-    def confirm(self, question: str) -> bool:
+    def confirm(self, question: str, is_void: Callable[[], bool] | None = None) -> bool:
         self.paper.end_line()
         try:
-            return (self._read_answer(question) or "").strip().lower() in ("y", "yes")
+            answer = self.read_answer(question, is_void=is_void)
+            return (answer or "").strip().lower() in ("y", "yes")
         except (KeyboardInterrupt, EOFError):
             return False
 
@@ -379,7 +418,7 @@ class Prompt:
         key = (_same(ask.run), int(data.get("id", 0)))
         text: str | None
         try:
-            text = self._read_answer(ask.text or "", hidden=bool(data.get("hidden")))
+            text = self.read_answer(ask.text or "", hidden=bool(data.get("hidden")))
             if text is None:
                 return  # somebody else was first, or the run is over
         except KeyboardInterrupt:
@@ -391,22 +430,27 @@ class Prompt:
         if self.asks.pop(key, None) is not None:
             self.session._answer(ask.run, key[1], text)
 
-    def _read_answer(self, question: str, *, hidden: bool = False) -> str | None:
+    def read_answer(
+        self, question: str, *, hidden: bool = False, is_void: Callable[[], bool] | None = None
+    ) -> str | None:
         """None: it is no longer asked. Raises KeyboardInterrupt, EOFError."""
         # Only the last line of the question stands before the answer.
         before, newline, question = question.rpartition("\n")
         if newline:
             self.write(before + newline)
         self.paper.hold(same_line=True)
-        self.asked_for = self.following
+        self.asked_for, self.is_void = self.following, is_void
         try:
             return self.face.read_answer(question, hidden=hidden)
         finally:
-            self.asked_for = None
+            self.asked_for = self.is_void = None
             self.paper.release()
 
     asked_for: RunId | None = None
     """The run whose question is being answered, or which we were asked to leave."""
+
+    is_void: Callable[[], bool] | None = None
+    """Whether what we ask, of ourselves or for ssh, need not be asked any more."""
 
     # --- news --------------------------------------------------------------------------------
 
@@ -420,14 +464,20 @@ class Prompt:
                 self._handle(item)
             else:
                 self.silence.look(item)
+                if item.state == "ok":
+                    self.ssh_questions.inbox.cancel()  # the network thawed: nothing needs to be asked
                 if item.state == "closed" and self.ended is None:
                     self.ended = item.detail or "the session has ended"
                     self.say(self.ended)
-        self.silence.tell("Ctrl-D leaves" if self.following is None else "Ctrl-C offers to leave")
+        self.silence.tell()
+        self.ssh_questions.announce()
         if self.face.is_reading:
-            void = self.asked_for is not None and (
-                self.done is not None or (self.asks_before and not self._next_ask())
-            )
+            if self.is_void is not None:
+                void = self.is_void() or (self.following is not None and self.done is not None)
+            else:
+                void = self.asked_for is not None and (
+                    self.done is not None or (self.asks_before and not self._next_ask())
+                )
             wanted = self.following is None and bool(self.asks)
             if void or wanted or (self.ended and self.following is None) or self.hung_up:
                 self.face.stop()
@@ -436,7 +486,7 @@ class Prompt:
 
     asks_before = False
 
-    def _take_and_write(self) -> None:
+    def take_and_write(self) -> None:
         self.take_news()
         self.paper.write()
 
@@ -514,6 +564,7 @@ class Prompt:
 
     def _close(self) -> None:
         self._stop_watching()
+        self.ssh_questions.close()
         with contextlib.suppress(RemoterError, OSError):
             if self.last_seen:
                 remember_visit(self._visit_key(), self.last_seen, self.left)
@@ -536,6 +587,8 @@ class Prompt:
         info = self.info
         language = {"python": "Python", "r": "R"}.get(self.language, self.language)
         meaning = self.session._greeting or f"`{info.get('name')}` on {self._machine()}"
+        if self.session._target.ssh is not None and self.session._target.ssh.started:
+            meaning += ", started now"
         if info.get("pid"):
             self.write_line(f"{meaning}: {language} {info.get('version')}, pid {info.get('pid')}")
             self.write_line(f"typed lines run on {self.host}; helpc() for here")

@@ -19,7 +19,7 @@ from typing import Any
 from . import __version__
 from ._config import host_name
 from ._cursors import Cursor, Cursors, Send
-from ._engines import ENGINES, Engine, WorkerEnd
+from ._engines import ENGINES, Engine, WorkerEnd, measure_memory
 from ._journal import Journal
 from ._ledger import Ledger, queued_data
 from ._messages import (
@@ -84,6 +84,7 @@ class Session:
         self.ready = ready
         self.ended = ended
         self.started = time.time()
+        self.settled = self.started
         self.disk_was_full = False
         self.loop = asyncio.get_running_loop()
         self.cursors = Cursors(journal, send, self._left)
@@ -395,7 +396,7 @@ class Session:
         )
 
     def info(self) -> dict[str, Any]:
-        """What there is to know about the session."""
+        """What there is to know about the session; `since`: when its state began, busy or not, by the clock `now`."""
         worker, current = self.ledger.worker, self.ledger.current
         return {
             "name": self.configuration["name"],
@@ -411,7 +412,8 @@ class Session:
             "busy": current is not None,
             "run": current.id if current else None,
             "running": current.submit.code[:200] if current else None,
-            "since": current.started if current else None,
+            "since": current.started if current else self.settled,
+            "now": time.time(),
             "waiting": max(0, len(self.ledger.live) - (current is not None)),
             "clients": [
                 {"client": cursor.client, "label": cursor.label, "since": cursor.since}
@@ -450,18 +452,26 @@ class Session:
                 self.engine.query(question, lambda frame: answered(frame.get("data") or frame))
 
     def _fresh_info(self, answered: Callable[[dict[str, Any]], None]) -> None:
-        """The session's info, with the working directory as it is now."""
+        """The session's info, with the interpreter's memory and working directory as they are now."""
         info = self.info()
-        with contextlib.suppress(OSError):
-            info["cwd"] = str(Path(f"/proc/{info['pid']}/cwd").readlink())
-            answered(info)
-            return
+        pid = info["pid"]
+
+        def with_memory(size: int | None) -> None:
+            info["memory"] = size
+            with contextlib.suppress(OSError):
+                info["cwd"] = str(Path(f"/proc/{pid}/cwd").readlink())
+                answered(info)
+                return
+            self.engine.query({"what": "info"}, with_worker)
 
         def with_worker(frame: dict[str, Any]) -> None:
             info["cwd"] = frame.get("data", {}).get("cwd", info["cwd"])
             answered(info)
 
-        self.engine.query({"what": "info"}, with_worker)
+        if pid is None:
+            with_memory(None)
+        else:
+            measure_memory(pid, with_memory)
 
     def _log_text(self) -> str:
         path = Path(self.configuration.get("logfile") or self.directory / "server.log")
@@ -495,6 +505,8 @@ class Session:
             client = run[0]
         event = self.journal.append(kind, run=run, client=client, text=text, data=data, frame=frame)
         self.ledger.apply(event)
+        if kind in ("done", "died") or (kind == "notice" and data and data.get("about") == "started"):
+            self.settled = event.time
         if self.flush_handle is not None:
             return
         if not hold:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from ._connection import LinkState
 from ._errors import RemoterError
-from ._link import LinkState
 from ._messages import Attached, Event
 from ._target import Target
 

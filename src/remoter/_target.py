@@ -18,30 +18,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
-from ._address import DEFAULT_PORT, Address, key_from_text, key_to_text, parse, through_ssh
-from ._config import (
-    Record,
-    config_directory,
-    host_name,
-    read_private,
-    read_record,
-    record_path,
-    records,
-    restore_records,
-    write_private,
-)
+from ._address import DEFAULT_PORT, Address, through_ssh
+from ._channel import told
+from ._config import Record, host_name, read_record, record_here, record_path, records, restore_records
 from ._connection import Place
 from ._errors import AddressError, AuthError, ConnectError, KeyChangedError, LinkLostError, RemoterError
 from ._link import Link, Owner
 from ._login import ask_server, key_changed, login
 from ._run import AskPerson, ask_at_terminal, is_person_here
+from ._saved import read_saved
 from ._security import INSECURE_KEYS, KeyPair, Pins, client_keys, fingerprint, new_keys
+from ._ssh import Ssh, begin
 
 GUESSES = 3
 AFTER_LOGIN = 5.0
-"""Seconds that are left at least, after a login that had to wait for its turn."""
+"""Seconds that are left at least, after a login that had to wait for its turn, or went through ssh."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -57,6 +48,7 @@ class Target:
         greeting: which meaning the address had.
         keys_again: called when a key was not admitted; asks for a password and returns whether that helped.
         diagnose: what is wrong with a server that breaks off handshakes.
+        ssh: the way there, if it goes through ssh; whoever has the target closes it.
     """
 
     locate: Callable[[], Place]
@@ -67,11 +59,16 @@ class Target:
     is_here: bool = False
     keys_again: Callable[[], bool] | None = None
     diagnose: Callable[[], RemoterError | None] | None = None
+    ssh: Ssh | None = None
 
     def link(self, owner: Owner, client: str, **how: Any) -> Link:
         """A link to it for that client, not yet started."""
+        locate = self.locate
+        if self.ssh is not None:
+            locate = _locate_through(self.ssh)
+            how |= {"is_slow": True, "on_silence": self.ssh.doubt}
         return Link(
-            self.locate,
+            locate,
             owner,
             client=client,
             where=self.where,
@@ -80,6 +77,11 @@ class Target:
             **how,
         )
 
+    def close(self) -> None:
+        """End what leads there; the session goes on."""
+        if self.ssh is not None:
+            self.ssh.close()
+
 
 @dataclass
 class Wish:
@@ -87,12 +89,16 @@ class Wish:
 
     password: str | None = None
     secure: bool = True
-    start: bool = False
+    start: bool | None = None  # None: through ssh, but not here
     lang: str = "python"
     python: str | None = None
     deadline: float = float("inf")
     ask: AskPerson | None = None
     existing: bool = False  # no hint how to start a session: one that runs is meant
+    prelude: str | None = None
+    install: bool = False
+    ask_ssh: AskPerson | None = None  # answers what ssh asks, where there is no terminal
+    ssh: Ssh | None = None  # the way to the address, already begun
 
     @property
     def remaining(self) -> float:
@@ -117,32 +123,21 @@ def find(address: Address, wish: Wish) -> Target:
     if address.kind == "none":
         return _only_session(wish)
     if address.kind == "ssh":
-        user = f"{address.user}@" if address.user else ""
-        raise AddressError(
-            f"address `{address}` goes through ssh, which this version leaves to you",
-            hints=through_ssh(user + address.host),
-        )
+        return _through_ssh(address, wish)
     if address.kind == "tcp":
         return _host(address, wish, f"host {address.host}, port {address.port}")
-    if (mine := _record_here(address.word)) is not None:
+    if (mine := record_here(address.word)) is not None:
         return _session(mine, wish)
-    if (saved := saved_names().get(address.word)) is not None:
-        greeting = f"saved name `{address.word}`, which is {saved}"
-        return _host(saved, wish, greeting, label=address.word, again=address)
+    if (saved := read_saved().get(address.word)) is not None:
+        greeting = f"saved name `{address.word}`, which is {saved.address}"
+        if saved.address.kind == "ssh":
+            wish.prelude = wish.prelude or saved.prelude
+            wish.python = wish.python or saved.python
+            return _through_ssh(saved.address, wish, greeting, address)
+        return _host(saved.address, wish, greeting, label=address.word, again=address)
     if wish.start:
         return _session(_start(wish, address.word), wish)
     return _word_as_host(address, wish)
-
-
-def _record_here(name: str) -> Record | None:
-    """The connection file of the session of that name on this machine; one that was removed is written again."""
-    for _ in range(2):
-        for record in records(name):
-            if record.is_here and record.name == name:
-                return record
-        if not restore_records():
-            break
-    return None
 
 
 def _word_as_host(address: Address, wish: Wish) -> Target:
@@ -210,7 +205,7 @@ def _session(record: Record, wish: Wish) -> Target:
             cause=f"it listens on {record.listen} there",
             hints=[
                 f"start it with `remoter server --listen {record.host}`",
-                through_ssh(record.host, record.port),
+                through_ssh(record.host, record.name),
             ],
         )
     if wish.password is not None and record.secure:
@@ -298,18 +293,55 @@ def _start(wish: Wish, name: str | None) -> Record:
 
 def _not_started(said: str, code: int) -> ConnectError:
     """What `remoter server` said of its failure, as an error of ours."""
-    causes, hints = [], []
-    for line in said.strip().splitlines():
-        word, _, text = line.strip().partition(": ")
-        if word == "hint":
-            hints.append(text)
-        elif line:
-            causes.append(text.partition("   [")[0] if word in ("error", "cause") else line)
+    causes, hints = told(said.strip().splitlines())
     return ConnectError(
         "no session could be started on this machine",
         cause=": ".join(causes) or f"exit code {code}",
         hints=hints or "`remoter server` shows what happens",
     )
+
+
+# --- through ssh -----------------------------------------------------------------------------
+
+
+def _through_ssh(address: Address, wish: Wish, greeting: str = "", again: Address | None = None) -> Target:
+    """A session that the user's own ssh reaches, found there or started."""
+    if wish.password is not None:
+        raise AddressError(
+            f"no password is needed for `{address}`",
+            cause="who may log in there by ssh may connect; the keys are read over ssh",
+            hints="leave the password out",
+        )
+    ssh = wish.ssh or begin(address, wish)
+    record = ssh.open(wish.remaining)
+    wish.deadline = max(wish.deadline, time.monotonic() + AFTER_LOGIN)
+    where = f"session `{record.name}` on {record.host}"
+    try:
+        _check_secure(record.secure, wish.secure, where)
+    except AuthError:
+        ssh.close()
+        raise
+    return Target(
+        locate=_locate_through(ssh),
+        where=where,
+        address=again or dataclasses.replace(address, name=record.name),
+        greeting=f"{greeting}: {where}" if greeting else where,
+        is_secure=record.secure,
+        ssh=ssh,
+    )
+
+
+def _locate_through(ssh: Ssh) -> Callable[[], Place]:
+    """Where the session is, for one link; brings the ssh connection back when it is gone, which takes time."""
+    find_socket = ssh.locator()
+
+    def locate() -> Place:
+        path, record = find_socket(), ssh.record
+        assert record is not None
+        keys = KeyPair(record.client_public, record.client_secret)
+        return Place(keys, record.server_public, str(path))
+
+    return locate
 
 
 # --- hosts -----------------------------------------------------------------------------------
@@ -509,46 +541,3 @@ def _check_secure(is_secure: bool, wanted: bool, where: str) -> None:
         )
     if is_secure and not wanted:
         raise AuthError(f"{where} is secure", hints="leave `secure=False` (`--insecure`) out", id="insecure")
-
-
-# --- saved names -----------------------------------------------------------------------------
-
-
-def saved_names() -> dict[str, Address]:
-    """The addresses that this user gave names, with the keys of their servers."""
-    try:
-        saved = msgspec.json.decode(
-            read_private(config_directory() / "saved.json"), type=dict[str, dict[str, str]]
-        )
-    except FileNotFoundError:
-        return {}
-    except msgspec.MsgspecError as error:
-        path = config_directory() / "saved.json"
-        raise RemoterError(f"cannot read the saved names in `{path}`", cause=str(error)) from None
-    names = {}
-    for name, entry in saved.items():
-        address = parse(entry.get("address"))
-        key = key_from_text(entry["key"]) if entry.get("key") else address.key
-        names[name] = dataclasses.replace(address, key=key)
-    return names
-
-
-def save_name(name: str, address: Address) -> None:
-    """Give an address a name; its key is pinned with it.
-
-    Raises:
-        AddressError: the name is no word, or the address no host.
-    """
-    if parse(name).kind != "word":
-        raise AddressError(f"`{name}` cannot be a name", hints="a name has letters, digits, `-`, `_` and `.`")
-    if address.kind != "tcp":
-        raise AddressError(f"`{address}` needs no name", hints="a name is for a host and its port")
-    saved = {**saved_names(), name: address}
-    entries = {
-        known: {
-            "address": str(dataclasses.replace(place, key=None)),
-            **({"key": key_to_text(place.key)} if place.key else {}),
-        }
-        for known, place in saved.items()
-    }
-    write_private(config_directory() / "saved.json", json.dumps(entries, indent=1).encode())

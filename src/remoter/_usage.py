@@ -1,4 +1,4 @@
-"""The shape of the command line: sections, aliases, errors, exit codes; on either machine, in the shell's process.
+"""The shape of the command line: sections, aliases, which session is meant, errors, exit codes; in the shell's process.
 
 Nothing but click is imported at the top: this is what `remoter --help` waits for.
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cached_property, wraps
 
 import click
 
 TYPE_CHECKING = False  # what `typing` has, without the import
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from ._client import Session
+    from ._saved import Saved
+    from ._ssh import Ssh
 
 SECTIONS = {
     "Everyday": ("server", "client", "batch"),
@@ -29,10 +35,11 @@ ALIASES = {
     "kill": "stop",
 }
 EXAMPLES = """
+  remoter client ssh://big              a prompt on another machine; Ctrl-D leaves,
+                                        the session there goes on
+  remoter batch ssh://big analysis.py   run a file there, live output, its exit code
   remoter server                        a session here; then, in another terminal:
-  remoter client                        a prompt on it; Ctrl-D leaves, it goes on
-  remoter batch --start analysis.py     run a file, live output, its exit code
-  remoter client big:55555              a prompt on another machine
+  remoter client                        a prompt on it
 """
 
 
@@ -41,6 +48,8 @@ AS_TYPED = {  # what errors name as Python spells it, and how the command line d
     "`secure=False`": "`--insecure`",
     "`password=...`, or REMOTER_PASSWORD for the commands": "`--password-file FILE`, or the variable REMOTER_PASSWORD",
     "`remoter.connect(start=True)`": "`--start`",
+    "`install=True`": "`--install`",
+    "`start=False`": "`--no-start`",
     "`restart()`": "`remoter restart`",
 }
 
@@ -75,6 +84,19 @@ class Group(click.Group):
         )
 
 
+class AddressOrCommand(click.Group):
+    """A group that may be given an address in place of a command; it is found in `ctx.meta`."""
+
+    ADDRESS = "remoter.address"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = next((word for word in args if not word.startswith("-")), "")
+        if "://" in first:
+            ctx.meta[self.ADDRESS] = first
+            args = [word for word in args if word != first]
+        return super().parse_args(ctx, args)
+
+
 class Usage(click.UsageError):
     """A wrong command line, with what to type instead."""
 
@@ -98,6 +120,201 @@ def show_warning(
 ) -> None:
     """A warning as one plain line; for `warnings.showwarning`."""
     tell(f"warning: {message}")
+
+
+# --- which session is meant ------------------------------------------------------------------
+
+
+class Target:
+    """The session that a command line means, and how to come in.
+
+    Args:
+        start: whether one is started if none runs; None: only through ssh.
+        existing: the command is for a session that runs, and never starts one.
+        prelude, lang, python, install: for a session that is started; what is None, a saved name may say.
+    """
+
+    ask_ssh: Callable[[str, bool], str | None] | None = None  # at a terminal, ssh itself asks
+
+    def __init__(
+        self,
+        address: str | None,
+        insecure: bool = False,
+        password_file: str | None = None,
+        *,
+        existing: bool = True,
+        start: bool | None = None,
+        prelude: str | None = None,
+        lang: str | None = None,
+        python: str | None = None,
+        install: bool = False,
+    ) -> None:
+        self.address = address
+        self.secure = not insecure
+        self.password_file = password_file
+        self.existing = existing
+        self.start = False if existing else start
+        self.prelude, self.python, self.install = prelude, python, install
+        self.lang = lang or "python"
+        self._ssh: Ssh | None = None
+
+    @cached_property
+    def there(self) -> Saved | None:
+        """The ssh address that is meant, if it is one."""
+        if self.address is None:
+            return None
+        from ._saved import find_ssh
+
+        return find_ssh(self.address)
+
+    def __enter__(self) -> Target:
+        """Start to log in through ssh: what else takes long may be done meanwhile."""
+        self._check()
+        if self.there is not None and self._ssh is None and self.password_file is None:
+            from ._ssh import begin
+
+            self.prelude = self.prelude or self.there.prelude
+            self.python = self.python or self.there.python
+            self._ssh = begin(self.there.address, self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Log out again, if nobody has connected."""
+        ssh, self._ssh = self._ssh, None
+        if ssh is not None:
+            ssh.close()
+
+    def connect(self, timeout: float = 10.0, *, quiet: bool = False) -> Session:
+        """A connection to it; `quiet`: without a warning that it is not secure."""
+        with self:  # before the modules are imported that take as long as ssh itself
+            from ._client import open_session
+
+            # Through ssh nobody is asked for a password: the variable is for other addresses.
+            may_ask = self.password_file is not None or self.there is None
+            session = open_session(
+                self.address,
+                password=read_password(self.password_file) if may_ask else None,
+                start=self.start,
+                lang=self.lang,
+                python=self.python,
+                prelude=self.prelude,
+                install=self.install,
+                secure=self.secure,
+                timeout=timeout,
+                existing=self.existing,
+                quiet=quiet,
+                ssh=self._ssh,
+            )
+            self._ssh = None  # it is the session's now
+            return session
+
+    def check_free(self, name: str) -> None:
+        """Refuse, before anything is done, a name under which nothing would be found."""
+        from ._config import record_here
+        from ._saved import check_name
+
+        check_name(name)
+        if self.address is None:
+            raise Usage("only an address can have a name", f"`remoter client ssh://HOST --save {name}`")
+        if record_here(name) is not None:
+            raise Usage(
+                f"`{name}` is a session on this machine, and the name would mean that first",
+                "save the address under another name",
+            )
+
+    def save(self, name: str, session: Session) -> None:
+        """Give a name to where the connection led, now that it has: with the key that was proved there."""
+        from dataclasses import replace
+
+        from ._saved import Saved, read_saved, save_name
+
+        saved, address = self.there, session._address
+        if saved is None:
+            if address.kind == "tcp" and address.key is None and session.is_secure:
+                address = replace(address, key=session._target.locate().server_public)
+            saved = read_saved().get(address.word) or Saved(address)
+        before = save_name(
+            name,
+            saved.address,
+            prelude=self.prelude or saved.prelude,
+            lang=saved.lang,
+            python=self.python or saved.python,
+        )
+        instead = f" in place of {before}" if before else ""
+        tell(f"-- saved as `{name}`{instead}: remoter client {name}")
+
+    def _check(self) -> None:
+        for option, value in [("--prelude", self.prelude), ("--install", self.install)]:
+            if value and self.there is None:
+                host = (self.address or "HOST").partition(":")[0]
+                raise Usage(
+                    f"`{option}` is for a session on another machine that ssh reaches",
+                    f"give its address as `ssh://{host}`",
+                )
+
+
+def reaching(
+    *, address: bool = True, start: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options that say which session is meant; it gets them as a Target.
+
+    Args:
+        address: the command takes one.
+        start: it starts a session where none runs.
+    """
+    options = [password_option, insecure_option, *(STARTING if start else ())]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def with_target(
+            insecure: bool, password_file: str | None, address: str | None = None, **more: Any
+        ) -> Any:
+            how = _how_to_start(more) if start else {}
+            target = Target(address, insecure, password_file, existing=not start, **how)
+            return function(target, **more)
+
+        decorated: Callable[..., Any] = with_target
+        for option in options:
+            decorated = option(decorated)
+        return click.argument("address", required=False)(decorated) if address else decorated
+
+    return decorate
+
+
+def _how_to_start(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the options what says how a session is started."""
+    how = {name: options.pop(name) for name in ("prelude", "lang", "python", "install")}
+    start, no_start = options.pop("start"), options.pop("no_start")
+    if start and no_start:
+        raise Usage("`--start` and `--no-start` exclude each other", "leave one of them out")
+    return {**how, "start": True if start else False if no_start else None}
+
+
+password_option = click.option(
+    "--password-file",
+    type=click.Path(dir_okay=False),
+    help="A file with the password, 0600. Or the variable REMOTER_PASSWORD.",
+)
+insecure_option = click.option(
+    "--insecure", is_flag=True, help="No encryption, anyone is admitted; both sides must say so."
+)
+STARTING = (
+    click.option("--install", is_flag=True, help="Put remoter there, through ssh, if it is missing."),
+    click.option("--python", metavar="PATH", help="The interpreter of a session that is started."),
+    click.option("--lang", type=click.Choice(["python"]), help="The language of a session that is started."),
+    click.option("--prelude", metavar="TEXT", help="Shell text that runs there first: `module load python`."),
+    click.option("--no-start", is_flag=True, help="Start none, also not through ssh."),
+    click.option("--start", is_flag=True, help="Start a session here if none runs; through ssh always."),
+)
+
+
+def read_password(file: str | None) -> str | None:
+    """The password from the file or from the variable; never from the command line."""
+    if file is None:
+        return os.environ.get("REMOTER_PASSWORD") or None
+    from ._config import read_password
+
+    return read_password(file)
 
 
 # --- errors and exit codes -------------------------------------------------------------------

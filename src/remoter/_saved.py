@@ -1,0 +1,154 @@
+"""Addresses that this user gave names, as in `remoter client big`; on the client's machine, in its process.
+
+`<config>/saved.json`, 0600: for each name the address; with a host and port also the key of the
+server that answered there when it was saved; with an ssh address also how a session is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ._address import Address, key_from_text, key_to_text, parse
+from ._config import config_directory, read_private, record_here, write_private
+from ._errors import AddressError, NameNotFoundError, RemoterError
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a name stands for; `prelude`, `lang` and `python` are for a session that is started there."""
+
+    address: Address
+    prelude: str | None = None
+    lang: str | None = None
+    python: str | None = None
+
+
+def saved_names() -> dict[str, Address]:
+    """The addresses by name, with the keys of their servers.
+
+    Raises:
+        RemoterError: the file is damaged, or others can read it.
+    """
+    return {name: saved.address for name, saved in read_saved().items()}
+
+
+def read_saved() -> dict[str, Saved]:
+    """All that is saved, by name.
+
+    Raises:
+        RemoterError: the file is damaged, or others can read it.
+    """
+    path = _path()
+    try:
+        entries = msgspec.json.decode(read_private(path), type=dict[str, dict[str, str]])
+        return {name: _saved(entry) for name, entry in entries.items()}
+    except FileNotFoundError:
+        return {}
+    except (msgspec.MsgspecError, AddressError, UnicodeDecodeError) as error:
+        raise RemoterError(
+            f"cannot read the saved names in `{path}`",
+            cause=error.message if isinstance(error, AddressError) else str(error),
+            hints=f"mend it, or remove it and save the names again: `rm {path}`",
+            id="private-file",
+        ) from None
+
+
+def check_name(name: str) -> None:
+    """Whether addresses can have that name.
+
+    Raises:
+        AddressError: it is no word, and would be taken for something else.
+    """
+    try:
+        is_word = parse(name).word == name != ""
+    except AddressError:
+        is_word = False
+    if not is_word:
+        raise AddressError(f"`{name}` cannot be a name", hints="a name has letters, digits, `-`, `_` and `.`")
+
+
+def save_name(
+    name: str,
+    address: Address,
+    *,
+    prelude: str | None = None,
+    lang: str | None = None,
+    python: str | None = None,
+) -> Address | None:
+    """Give an address a name; its key is pinned with it. Returns what else had that name before.
+
+    Raises:
+        AddressError: the name is no word, or the address no host.
+    """
+    check_name(name)
+    if address.kind not in ("tcp", "ssh"):
+        shown = f"`{address}`" if str(address) else "the session here"
+        raise AddressError(
+            f"{shown} needs no name", hints="a name is for a host, with its port or through ssh"
+        )
+    saved = read_saved()
+    before = saved.get(name)
+    saved[name] = Saved(address, prelude, lang, python)
+    _write(saved)
+    return before.address if before is not None and before.address != address else None
+
+
+def forget_name(name: str) -> None:
+    """Take the name away.
+
+    Raises:
+        NameNotFoundError: nothing has it.
+    """
+    saved = read_saved()
+    if saved.pop(name, None) is None:
+        raise NameNotFoundError(f"nothing is saved as `{name}`", hints="`remoter keys` lists the names")
+    _write(saved)
+
+
+def _path() -> Path:
+    return config_directory() / "saved.json"
+
+
+def _saved(entry: dict[str, str]) -> Saved:
+    address = parse(entry.get("address"))
+    if address.kind not in ("tcp", "ssh"):
+        raise AddressError(f"`{address}` is no host")
+    key = key_from_text(entry["key"]) if entry.get("key") else address.key
+    return Saved(
+        dataclasses.replace(address, key=key),
+        prelude=entry.get("prelude"),
+        lang=entry.get("lang"),
+        python=entry.get("python"),
+    )
+
+
+def _write(saved: dict[str, Saved]) -> None:
+    entries = {}
+    for name, one in saved.items():
+        entry = {
+            "address": str(dataclasses.replace(one.address, key=None)),
+            "key": key_to_text(one.address.key) if one.address.key else None,
+            "prelude": one.prelude,
+            "lang": one.lang,
+            "python": one.python,
+        }
+        entries[name] = {key: value for key, value in entry.items() if value}
+    write_private(_path(), msgspec.json.format(msgspec.json.encode(entries), indent=1))
+
+
+def find_ssh(text: str | None) -> Saved | None:
+    """What that address means, if it goes through ssh: as written, or saved under that name.
+
+    A session of that name on this machine comes first, as everywhere.
+    """
+    address = parse(text)
+    if address.kind == "ssh":
+        return Saved(address)
+    if address.kind != "word" or record_here(address.word) is not None:
+        return None
+    saved = read_saved().get(address.word)
+    return saved if saved is not None and saved.address.kind == "ssh" else None
