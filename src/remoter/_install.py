@@ -36,7 +36,7 @@ import msgspec
 from . import __version__
 from ._bootstrap import Reader, Task, render
 from ._errors import ConnectError, RemoterError, VersionError
-from ._wheels import Far, NoWheelsError, gather, last_words, pack_own, pack_pip
+from ._wheels import Far, NoWheelsError, gather, last_words, pack_own
 
 PLACE = "~/.local/share/remoter"
 
@@ -112,7 +112,7 @@ def _answer(dialogue: Dialogue, say: Callable[[str], None]) -> str:
                     path, _, version = rest.rpartition(" ")
                     olds[f"{path} is {version}"] = None
                 case "ask-own":
-                    dialogue.send(_own_wheels(Path(name), rest, host))
+                    dialogue.send([_own_wheel(Path(name), host)])
                 case "ask-all":
                     dialogue.send(_all_wheels(Path(name), rest, dialogue, say))
                 case "failed":
@@ -131,15 +131,11 @@ def _answer(dialogue: Dialogue, say: Callable[[str], None]) -> str:
                     raise _failed(failed, host, list(dialogue.words), list(olds))
 
 
-def _own_wheels(directory: Path, question: str, host: str) -> list[Path]:
-    wanted = msgspec.json.decode(question, type=dict[str, bool])
+def _own_wheel(directory: Path, host: str) -> Path:
     try:
-        return [pack_own(directory), *([pack_pip(directory)] if wanted.get("pip") else [])]
+        return pack_own(directory)
     except NoWheelsError as error:
-        hints = [f"on {host}, let uv be installed, or `python3-venv`, or pip"] if wanted.get("pip") else []
-        raise RemoterError(
-            f"remoter cannot be sent to {host}", cause=str(error), hints=hints, id="install"
-        ) from None
+        raise RemoterError(f"remoter cannot be sent to {host}", cause=str(error), id="install") from None
 
 
 def _all_wheels(
@@ -148,13 +144,14 @@ def _all_wheels(
     far = msgspec.json.decode(description, type=Far)
     wheels = directory / "all"
     wheels.mkdir()
+    there = last_words(list(dialogue.words)) if dialogue.words else "neither uv nor pip"
     own = next(directory.glob("remoter-*.whl"))
     try:
         how = gather(own, far, wheels, dialogue.until)
     except NoWheelsError as error:
         raise RemoterError(
             f"what remoter needs cannot be had on {dialogue.host}",
-            cause=f"there: {last_words(list(dialogue.words))}; here: {error}",
+            cause=f"there: {there}; here: {error}",
             hints=[
                 "name an index that is reached, here or there: the variable PIP_INDEX_URL, or `pip config`",
                 f"or let both have the same Python: here {far.python} as there, or another there by `--prelude`",

@@ -18,6 +18,7 @@ import os
 import platform
 import queue
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ import tempfile
 import threading
 import time
 import traceback
+import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,6 +130,7 @@ class Installation:
         self.scratch: Path | None = None
         self.env = self.root / f"env-{version}"
         self.has_env = False
+        self.number = 1
         self.is_complete = False
 
     def install(self) -> None:
@@ -160,20 +163,24 @@ class Installation:
     def make(self) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix=".install-", dir=self.root))
         self.line.tell("step", f"creating an environment with Python {platform.python_version()}")
+        while os.path.lexists(self.env):
+            self.number += 1
+            self.env = self.root / f"env-{self.version}-{self.number}"
+        self.has_env = True
         self.create_environment()
-        pip = self.find_pip()
-        wheels = self.line.ask("ask-own", {"pip": not self.uv and not pip}, self.scratch)
-        self.fill(pip or self.sent_pip(), wheels)
+        own = next(self.line.ask("ask-own", {}, self.scratch).glob("remoter-*.whl"))
+        if not self.fetch(own):
+            self.line.tell("step", "no index gives it there: gathering wheels here")
+            self.line.ask("ask-all", describe(), self.scratch)
+            self.line.tell("step", "unpacking the wheels")
+            shutil.rmtree(self.env)  # it may be half full
+            self.create_environment()
+            self.unpack_all()
         self.check_program()
         (self.env / "complete").touch()
         self.switch()
 
     def create_environment(self) -> None:
-        number = 1
-        while os.path.lexists(self.env):
-            number += 1
-            self.env = self.root / f"env-{self.version}-{number}"
-        self.has_env = True
         try:
             self.run([sys.executable, "-I", "-m", "venv", "--without-pip", str(self.env)], 60)
         except Failed:
@@ -181,34 +188,23 @@ class Installation:
                 raise
             self.run([self.uv, "venv", "--quiet", "--python", sys.executable, str(self.env)], 60)
 
-    def fill(self, pip: list[str] | None, wheels: Path) -> None:
-        """From an index, if one can be reached; otherwise from what the other end sends."""
-        own = next(wheels.glob("remoter-*.whl"))
-        said: list[str] = []
-        for name, install in self.installers(pip):
+    def fetch(self, own: Path) -> bool:
+        """Install from the index that is configured there, if there is one that answers."""
+        for name, install in self.installers():
             self.line.tell("step", f"fetching what it needs with {name}")
             try:
-                self.run([*install, str(own)], FETCHING, {"PIP_USER": "0"})
-                return
+                self.run([*install, str(own)], FETCHING)
+                return True
             except Failed as failed:
-                said = [f"with {name}: {line}" for line in failed.args[-15:]]
-                for line in said:
-                    self.line.tell("said", line)
-        self.line.tell("step", "no index gives it there: gathering wheels here")
-        self.line.ask("ask-all", describe(), wheels)
-        for name, install in self.installers(pip):
-            self.line.tell("step", f"installing the wheels with {name}")
-            try:
-                self.run([*install, "--no-index", "--find-links", str(wheels), str(own)], FETCHING, OFFLINE)
-                return
-            except Failed as failed:
-                said = [f"with {name}: {line}" for line in failed.args[-15:]]
-        raise Failed(*said)
+                for text in failed.args[-15:]:
+                    self.line.tell("said", f"with {name}: {text}")
+        return False
 
-    def installers(self, pip: list[str] | None) -> Iterator[tuple[str, list[str]]]:
+    def installers(self) -> Iterator[tuple[str, list[str]]]:
+        python = str(self.env / "bin/python")
         if self.uv:
-            yield "uv", [self.uv, "pip", "install", "--python", str(self.env / "bin/python")]
-        if pip:
+            yield "uv", [self.uv, "pip", "install", "--python", python]
+        if pip := self.find_pip(python):
             quiet = [
                 "--no-input",
                 "--disable-pip-version-check",
@@ -217,9 +213,8 @@ class Installation:
             ]
             yield "pip", [*pip, "install", *quiet, "--no-cache-dir", "--no-compile", "--prefer-binary"]
 
-    def find_pip(self) -> list[str] | None:
+    def find_pip(self, python: str) -> list[str] | None:
         """The pip there as a command for the environment: the wheel that comes with Python runs as it is."""
-        python = str(self.env / "bin/python")
         spec = find_spec("ensurepip")
         bundled = Path((spec and spec.origin) or "/").parent / "_bundled"
         for place in (bundled, Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or bundled)):
@@ -232,28 +227,45 @@ class Installation:
                     return [sys.executable, "-I", "-m", "pip", "--python", python]
         return None
 
-    def sent_pip(self) -> list[str] | None:
+    def unpack_all(self) -> None:
+        """What an installer does with wheels that need no more than being unpacked."""
         assert self.scratch is not None
-        for wheel in self.scratch.glob("pip-*.whl"):
-            return [str(self.env / "bin/python"), "-I", f"{wheel}/pip"]
-        return None
+        python = self.env / "bin/python"
+        packages = Path(
+            self.run([str(python), "-I", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"], 30)[
+                0
+            ]
+        )
+        for wheel in self.scratch.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    self.line.check()
+                    parts = Path(name).parts
+                    if parts[0].endswith(".data"):  # programs and manual pages are not needed, packages are
+                        parts = parts[2:] if parts[1] in ("purelib", "platlib") else ()
+                    if parts and not name.endswith("/") and ".." not in parts and parts[0] != "/":
+                        target = packages.joinpath(*parts)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(archive.read(name))
+        program = self.env / "bin/remoter"
+        program.write_text(PROGRAM.format(python=shlex.quote(str(python))))
+        program.chmod(0o755)
 
     def check_program(self) -> None:
         self.line.tell("step", "looking whether it runs")
         self.run([str(self.env / "bin/python"), "-I", "-c", CHECK], 60)
-        found = self.version_of(self.env / "bin/remoter")
-        if found != self.version:
-            raise Failed(f"what was installed says that it is remoter {found}, not {self.version}")
+        said = self.run([str(self.env / "bin/remoter"), "--version"], 30)[-1]
+        if said != f"remoter {self.version}":
+            raise Failed(f"what was installed is not remoter {self.version} but `{said}`")
 
     def version_of(self, program: str | Path) -> str | None:
         """What it says of itself; None if it does not run."""
         if not Path(program).exists():
             return None
-        try:
-            words = " ".join(self.run([str(program), "--version"], 30)).split()
-        except Failed:
-            return None
-        return words[-1] if words[-2:-1] == ["remoter"] else None
+        with contextlib.suppress(Failed):
+            said = self.run([str(program), "--version"], 30)[-1]
+            return said.removeprefix("remoter ")
+        return None
 
     def switch(self) -> None:
         """In one step; the venv that was used before stays, for the sessions that run from it."""
@@ -309,7 +321,7 @@ class Installation:
             except OSError:
                 return False
 
-    def run(self, command: list[str], patience: float, more: dict[str, str] | None = None) -> list[str]:
+    def run(self, command: list[str], patience: float) -> list[str]:
         """The lines that it prints. Raises Failed with them."""
         self.line.check()
         until = min(time.monotonic() + patience, self.line.until)
@@ -320,7 +332,7 @@ class Installation:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.scratch or "/",
-                env=environment(more or {}),
+                env=environment(),
                 start_new_session=True,
             )
             try:
@@ -341,6 +353,18 @@ class Installation:
         return lines
 
 
+# A shell starts it, since its path may have blanks or be longer than the system allows; to Python that is a text.
+PROGRAM = """#!/bin/sh
+'''exec' {python} "$0" "$@"
+' '''
+import sys
+
+from remoter.__main__ import main
+
+sys.exit(main())
+"""
+
+
 def is_at(path: Path, file: TextIO) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -348,25 +372,16 @@ def is_at(path: Path, file: TextIO) -> bool:
         return False
 
 
-OFFLINE = {"PIP_CONFIG_FILE": os.devnull, "UV_NO_CONFIG": "1", "UV_NO_CACHE": "1", "UV_OFFLINE": "1"}
-
-
-def environment(more: dict[str, str]) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """For programs: without what a prelude or the user has set for other Pythons."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in HARMFUL
-        and not name.startswith("PYTHON")
-        and not (more is OFFLINE and name.startswith(("PIP_", "UV_")))
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in HARMFUL and name[:6] != "PYTHON"}
     patience = {
         "PIP_DEFAULT_TIMEOUT": "10",
         "PIP_RETRIES": "1",
         "UV_HTTP_TIMEOUT": "10",
         "UV_HTTP_RETRIES": "1",
     }
-    return {**patience, **kept, **more}
+    return {**patience, **kept, "PIP_USER": "0"}
 
 
 def describe() -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Ledger(msgspec.Struct):
     """The state of one session.
 
     `number` counts runs over all clients, `frame` the frames of the present worker;
-    `last` and `recent` say, by client, which runs were accepted and what became of them.
+    `last` and `recent` say, by client, which runs were accepted and what became of them;
+    `settled` is when the present state began, if nothing runs.
     """
 
     session: str = ""
@@ -43,6 +44,7 @@ class Ledger(msgspec.Struct):
     last: dict[str, int] = {}
     recent: dict[str, dict[int, Status]] = {}
     asks: dict[int, Event] = {}
+    settled: float = 0.0
 
     @property
     def current(self) -> RunRecord | None:
@@ -63,6 +65,8 @@ class Ledger(msgspec.Struct):
         data = event.data or {}
         if event.frame:
             self.frame = event.frame
+        if event.kind in ("done", "died") or data.get("about") == "started":
+            self.settled = event.time
         match event.kind:
             case "queued":
                 self._queue(event, data)

@@ -46,10 +46,12 @@ class Inbox:
 
     Args:
         wake: wakes the main thread.
+        is_well: whether the link is well again, so that nothing needs to be asked.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], is_well: Callable[[], bool]) -> None:
         self._wake = wake
+        self._is_well = is_well
         self._lock = threading.Lock()
         self._open: deque[Question] = deque()
         self._told: deque[str] = deque(maxlen=100)
@@ -61,7 +63,7 @@ class Inbox:
         """The person's answer, however long it takes; None: there will be none."""
         question = Question(text.rstrip("\n"), hidden)
         with self._lock:
-            if self._is_closed:
+            if self._is_closed or self._is_well():
                 return None
             self._open.append(question)
         self._wake()
@@ -123,7 +125,7 @@ class SshQuestions:
     def __init__(self, prompt: Prompt, ssh: Ssh | None) -> None:
         self._prompt = prompt
         self._ssh = ssh
-        self.inbox = Inbox(prompt.news.wake)
+        self.inbox = Inbox(prompt.news.wake, lambda: prompt.session._link.state.state == "ok")
         self._is_busy = False
         if ssh is not None:
             ssh.asker, ssh.say = self.inbox, self.inbox.tell

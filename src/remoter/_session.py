@@ -84,7 +84,6 @@ class Session:
         self.ready = ready
         self.ended = ended
         self.started = time.time()
-        self.settled = self.started
         self.disk_was_full = False
         self.loop = asyncio.get_running_loop()
         self.cursors = Cursors(journal, send, self._left)
@@ -412,7 +411,7 @@ class Session:
             "busy": current is not None,
             "run": current.id if current else None,
             "running": current.submit.code[:200] if current else None,
-            "since": current.started if current else self.settled,
+            "since": current.started if current else self.ledger.settled or self.started,
             "now": time.time(),
             "waiting": max(0, len(self.ledger.live) - (current is not None)),
             "clients": [
@@ -505,8 +504,6 @@ class Session:
             client = run[0]
         event = self.journal.append(kind, run=run, client=client, text=text, data=data, frame=frame)
         self.ledger.apply(event)
-        if kind in ("done", "died") or (kind == "notice" and data and data.get("about") == "started"):
-            self.settled = event.time
         if self.flush_handle is not None:
             return
         if not hold:

@@ -77,7 +77,7 @@ def gather(own: Path, far: Far, into: Path, until: float) -> str:
     ways: dict[str, Callable[[], None]] = {
         f"fetched by {name}": fetch for name, fetch in _fetchers(own, far, into, until)
     }
-    ways["packed from what is installed here"] = lambda: pack_dependencies(far, into)
+    ways["packed from what is installed here"] = lambda: pack_dependencies(own, far, into)
     for how, way in ways.items():
         try:
             way()
@@ -153,14 +153,20 @@ def pack(distribution: Distribution, into: Path) -> Path:
     return write_wheel(into / f"{stem}-{'-'.join(_joined(tags_of(wheel)))}.whl", files, place)
 
 
-def pack_dependencies(far: Far, into: Path) -> None:
-    """Wheels of all that remoter needs, from what is installed here.
+def pack_dependencies(own: Path, far: Far, into: Path) -> None:
+    """Wheels of all that our own wheel needs, from what is installed here.
 
     Raises:
         NoWheelsError: something is not installed here, or would not run there.
     """
     installed = {normalize(found.metadata["Name"]): found for found in reversed(list(_installed()))}
-    needed, missing = follow(["remoter"], lambda name: _requires(installed, name), far.environment)
+
+    def requires(name: str) -> list[str] | None:
+        if name == "remoter":
+            return _requires_of_wheel({name: own}, name)
+        return installed[name].requires or [] if name in installed else None
+
+    needed, missing = follow(["remoter"], requires, far.environment)
     if missing:
         raise NoWheelsError(f"{missing[0]} is not installed here")
     for name in needed:
@@ -168,21 +174,6 @@ def pack_dependencies(far: Far, into: Path) -> None:
             if not _fits(installed[name], far):
                 raise NoWheelsError(f"the {name} that is installed here does not run on {far}")
             pack(installed[name], into)
-
-
-def pack_pip(into: Path) -> Path:
-    """A wheel of pip, which runs as it is.
-
-    Raises:
-        NoWheelsError: there is none here.
-    """
-    try:
-        return pack(importlib.metadata.distribution("pip"), into)
-    except importlib.metadata.PackageNotFoundError:
-        bundled = _bundled_pip()
-    if bundled is None:
-        raise NoWheelsError("there is no pip here")
-    return Path(shutil.copy(bundled, into))
 
 
 def tags_of(wheel: str) -> list[list[str]]:
@@ -200,15 +191,14 @@ def _installed() -> Iterable[Distribution]:
     return (found for found in importlib.metadata.distributions() if found.metadata["Name"])
 
 
-def _requires(installed: Mapping[str, Distribution], name: str) -> list[str] | None:
-    return installed[name].requires or [] if name in installed else None
-
-
 def _fits(distribution: Distribution, far: Far) -> bool:
+    """Whether it runs there: it is Python only, or both Pythons are of one kind, and the libc there is new enough."""
+    tags = tags_of(distribution.read_text("WHEEL") or "")
     here = (".".join(platform.python_version_tuple()[:2]), platform.system(), platform.machine())
-    if here == (far.python, far.system, far.machine):
-        return True  # but for the libc, which the tags tell the installer there
-    return any(tag[1:] == ["none", "any"] for tag in tags_of(distribution.read_text("WHEEL") or ""))
+    if here != (far.python, far.system, far.machine):
+        return any(tag[1:] == ["none", "any"] for tag in tags)
+    known = {"any", *platforms(far)}
+    return far.system != "Linux" or any(known & set(tag[2].split(".")) for tag in tags)
 
 
 def write_wheel(path: Path, files: dict[str, bytes], place: str) -> Path:
@@ -218,7 +208,7 @@ def write_wheel(path: Path, files: dict[str, bytes], place: str) -> Path:
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
         record += f"{_quoted(name)},sha256={digest},{len(data)}\n"
     record += f"{_quoted(f'{place}/RECORD')},,\n"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, data in [*sorted(files.items()), (f"{place}/RECORD", record.encode())]:
             entry = zipfile.ZipInfo(name)  # of 1980, which is as good as any
             entry.external_attr = 0o100644 << 16
