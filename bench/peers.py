@@ -52,11 +52,11 @@ class Remoter:
         self.stack.callback(self.relay.wait)
         self.stack.callback(self.relay.terminate)
         wait_for_port(port)
-        from remoter import _config
+        from remoter import _config, _records
 
         # The same session under the relay's port, so that its keys are found.
         copy = dict(record, port=port, name=record["name"] + "-relay")
-        path = _config.record_path(record["host"], copy["name"])
+        path = _records.record_path(record["host"], copy["name"])
         import msgspec
 
         _config.write_private(path, msgspec.json.encode(copy))

@@ -1,6 +1,7 @@
 """A small real piece of work: how often do the primes end in 1, 3, 7, 9, and what follows what?
 
-Run it through a session and watch it as it goes: `remoter batch --start examples/tour.py`.
+Run it through a session and watch it as it goes: `remoter batch --start examples/tour.py`; on
+another machine: `remoter batch ssh://big examples/tour.py`.
 The values of the lines that are only an expression are shown, as at a prompt.
 """
 

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 import remoter
-from remoter import _config
+from remoter import _records
 from remoter._address import key_to_text
 from remoter._door import Limits, raise_descriptor_limit
 from remoter._login import login
@@ -213,8 +213,8 @@ def test_five_wrong_passwords_end_nothing_and_shut_nobody_out(served, elsewhere)
 def test_a_stolen_connection_file_opens_the_session_until_it_ends_and_nothing_else(serve, elsewhere, home):
     served = serve(runner="plain")
     other = serve(runner="plain", name="other")
-    stolen = _config.record_path(served.record["host"], served.name).read_bytes()
-    record = msgspec.json.decode(stolen, type=_config.Record)
+    stolen = _records.record_path(served.record["host"], served.name).read_bytes()
+    record = msgspec.json.decode(stolen, type=_records.Record)
     # What a thief would try: the keys of the one against the other, and being the server.
     with zmq.Context() as context:
         keys = KeyPair(record.client_public, record.client_secret)
@@ -225,23 +225,23 @@ def test_a_stolen_connection_file_opens_the_session_until_it_ends_and_nothing_el
             assert not thief.poll(300)
     assert b"server_secret" not in stolen and record.client_secret not in log_of(served)
     elsewhere("thief")
-    _config.write_record(record)
+    _records.write_record(record)
     with remoter.connect(served.name) as session:
         assert session.run("1").text == "1"
         session.shutdown()
     wait_for(lambda: not is_alive(served.keeper_pid), what="the session ended")
-    _config.write_record(record)  # stale now
+    _records.write_record(record)  # stale now
     with pytest.raises(remoter.ConnectError):
         remoter.connect(served.name, timeout=3)
     again = serve(runner="plain", name=served.name, port=served.port)
-    _config.write_record(record)
+    _records.write_record(record)
     with pytest.raises(remoter.RemoterError):
         remoter.connect(LOOPBACK, again.port, timeout=3)
     assert is_alive(again.server_pid)
 
 
 def test_a_damaged_connection_file_is_said_to_be_damaged(served):
-    path = _config.record_path(served.record["host"], served.name)
+    path = _records.record_path(served.record["host"], served.name)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
     with pytest.raises(remoter.RemoterError, match="cannot read the connection file") as caught:

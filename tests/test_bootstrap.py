@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 
-from remoter import _config
+from remoter import _config, _records
 from remoter._bootstrap import COMMAND, LONGEST, NOISE, Reader, Task, render
 from remoter._errors import RemoterError
 from tests.test_cli import end_all_sessions
@@ -210,7 +210,7 @@ def fake():
         locks.append(os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600))
         if alive:
             fcntl.flock(locks[-1], fcntl.LOCK_EX)
-        record = _config.Record(
+        record = _records.Record(
             name=name,
             host=host or _config.host_name(),
             listen="127.0.0.1",
@@ -223,7 +223,7 @@ def fake():
             journal="/var/tmp/j",
             started=1.5,
         )
-        _config.write_record(record)
+        _records.write_record(record)
         return record
 
     yield make
@@ -282,7 +282,7 @@ def test_all_sessions_are_found_or_the_one_that_is_named(fake):
 def test_a_record_comes_over_as_it_was_written(fake):
     record = fake()
     (text,) = do(Task("find")).of("record")
-    assert text.encode() == _config.record_path(record.host, record.name).read_bytes()
+    assert text.encode() == _records.record_path(record.host, record.name).read_bytes()
 
 
 @pytest.mark.parametrize("tools", ["flock", "ps", "neither"])
@@ -324,7 +324,7 @@ def test_a_directory_may_have_any_name(fake, name):
 def test_a_record_that_the_keeper_wrote_again_has_spaces_and_escapes(fake):
     for name in ["a b", '"c\\', "ü"]:
         record = fake(f"s{ord(name[0])}", directory=Path(os.environ["HOME"]).parent / name)
-        path = _config.record_path(record.host, record.name)
+        path = _records.record_path(record.host, record.name)
         path.write_text(json.dumps(json.loads(path.read_text())))
     assert [record["name"] for record in do(Task("find")).records] == ["s34", "s97"]  # by their locks
     keeper = subprocess.Popen([sys.executable, "-S", "-c", "input()", "_keeper"], stdin=subprocess.PIPE)
@@ -600,9 +600,9 @@ def test_two_who_start_the_same_session_at_the_same_moment_share_one(program):
     records = {dict(lines).get("record") for lines in answers}
     assert len(records) == 1
     assert None not in records, answers
-    assert len(list(_config.records())) == 1
+    assert len(list(_records.records())) == 1
     (record,) = do(Task("start", name="shared")).records  # a connection file that is lost is made again
-    _config.record_path(record["host"], "shared").unlink()
+    _records.record_path(record["host"], "shared").unlink()
     said = do(Task("start", name="shared"))
     assert said.records == [record]
 

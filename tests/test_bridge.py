@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 import remoter
-from remoter import _bridge, _cli, _config, _tunnel
+from remoter import _bridge, _cli, _records, _tunnel
 from remoter._errors import RemoterError
 from remoter._tunnel import Tunnel
 
@@ -551,9 +551,9 @@ def elsewhere(served, home, monkeypatch):
         directory.mkdir(mode=0o700)
         (directory / "zmq.sock").symlink_to(path)
         (directory / "lock").symlink_to(served.directory / "lock")
-        record = _config.read_record(_config.record_path(served.record["host"], served.name))
+        record = _records.read_record(_records.record_path(served.record["host"], served.name))
         monkeypatch.setenv("REMOTER_STATE_DIR", str(home / "led-state"))
-        _config.write_record(msgspec.structs.replace(record, directory=str(directory), port=1))
+        _records.write_record(msgspec.structs.replace(record, directory=str(directory), port=1))
         return remoter.connect(served.name)
 
     return lead

@@ -11,7 +11,7 @@ import sys
 import pexpect
 import pytest
 
-from remoter import _cli, _config, _listing, _usage
+from remoter import _cli, _config, _listing, _records, _usage
 from remoter._address import key_to_text
 from remoter._errors import RemoterError
 from remoter._security import new_keys
@@ -35,7 +35,7 @@ def remoter(*words, stdin=None, timeout=15, **variables):
 
 def end_all_sessions():
     """End the sessions of this test from outside, so that nothing stays even where `stop` is broken."""
-    left = list(_config.records())
+    left = list(_records.records())
     for record in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGTERM)
@@ -387,7 +387,7 @@ def test_a_damaged_connection_file_stands_in_the_way_of_its_own_session_only(ser
 
 
 def test_a_connection_file_that_was_removed_is_written_again_when_it_is_missed(served):
-    path = _config.record_path(served.record["host"], served.name)
+    path = _records.record_path(served.record["host"], served.name)
     before = path.read_bytes()
     path.unlink()
     assert remoter("batch", served.name, "-c", "print('here')").stdout == "here\n"

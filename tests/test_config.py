@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter import _config
+from remoter import _config, _records
 from remoter._errors import RemoterError
 
 from .conftest import is_alive, wait_for
@@ -79,7 +79,7 @@ def test_locks_in_a_directory_of_somebody_else_are_not_looked_at(monkeypatch, ho
     (place / "main" / "lock").write_text("1\n")
     os.chown(place, 12345, 12345)
     monkeypatch.setenv("REMOTER_RUNTIME_DIR", str(place))
-    assert not _config.restore_records(0)
+    assert not _records.restore_records(0)
     with pytest.raises(RemoterError, match="belongs to somebody else") as caught:
         _config.private_directory(place)
     assert "REMOTER_RUNTIME_DIR" in caught.value.hints[0]
@@ -96,6 +96,6 @@ def test_a_start_in_too_long_a_directory_says_what_to_set_and_leaves_nothing(ser
 
 
 def test_the_session_of_a_name_is_found_here_also_when_its_connection_file_is_gone(served):
-    _config.record_path(served.record["host"], served.name).unlink()
-    assert _config.record_here(served.name).socket == served.directory / "zmq.sock"
-    assert _config.record_here("nobody") is None
+    _records.record_path(served.record["host"], served.name).unlink()
+    assert _records.record_here(served.name).socket == served.directory / "zmq.sock"
+    assert _records.record_here("nobody") is None

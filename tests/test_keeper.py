@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter import _config, _keeper
+from remoter import _config, _keeper, _records
 from remoter._errors import RemoterError
 from remoter._keeper import claim, launch, open_listeners, wait_for_end
 
@@ -507,12 +507,12 @@ def test_a_taken_port_that_was_asked_for_is_an_error(start):
 
 def test_a_port_taken_by_one_of_our_sessions_names_it(start):
     session = start(name="first")
-    record = _config.Record(
+    record = _records.Record(
         name="first", host=_config.host_name(), listen="127.0.0.1", port=session.port,
         directory=str(session.directory), server_public="", client_public="", client_secret="",
         pid=session.keeper, journal="", started=0.0,
     )  # fmt: skip
-    _config.write_record(record)
+    _records.write_record(record)
     with pytest.raises(RemoterError, match="is taken") as caught:
         start(port=session.port)
     assert caught.value.cause == "it is the port of session `first`"

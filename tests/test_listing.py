@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter import _cli, _config, _listing, _there, _usage
+from remoter import _cli, _config, _listing, _records, _there, _usage
 from remoter._address import parse
 from remoter._errors import ConnectError
 from remoter._saved import save_name
@@ -35,9 +35,9 @@ def call(capsys, *words):
 
 def other_machine(served, host, **changes):
     """A connection file as another machine of this home would have written it."""
-    record = _config.read_record(_config.record_path(served.record["host"], served.name))
+    record = _records.read_record(_records.record_path(served.record["host"], served.name))
     fields = {field: getattr(record, field) for field in record.__struct_fields__}
-    _config.write_record(_config.Record(**{**fields, "host": host, **changes}))
+    _records.write_record(_records.Record(**{**fields, "host": host, **changes}))
 
 
 def resident(pid):

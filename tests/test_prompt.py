@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from remoter._config import records
 from remoter._pictures import kitty
+from remoter._records import records
 from remoter._verbs import LocalSide, judge, pieces
 
 from .conftest import is_alive, wait_for

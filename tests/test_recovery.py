@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import remoter
-from remoter import _config
+from remoter import _records
 
 from .conftest import is_alive, wait_for
 from .proxy import Proxy
@@ -34,7 +34,7 @@ def proxied(serve):
         served.record, name="far", port=proxy.port, directory=served.record["directory"] + "-elsewhere"
     )
     record["host"] = "elsewhere"
-    _config.write_record(msgspec.convert(record, _config.Record))
+    _records.write_record(msgspec.convert(record, _records.Record))
     served.proxy = proxy
     served.connect_far = lambda **options: remoter.connect(f"127.0.0.1:{proxy.port}", **options)
     yield served
@@ -305,7 +305,7 @@ def test_sigterm_ends_everything_cleanly(serve):
         with pytest.raises(remoter.LinkLostError):
             session.run("1")
     assert not served.directory.exists()
-    assert list(_config.records()) == []
+    assert list(_records.records()) == []
     assert (served.journal / "meta.json").exists()
 
 
@@ -320,15 +320,15 @@ def test_sighup_is_ignored(serve):
 def test_a_stale_connection_file_with_a_reused_pid_is_no_session(serve):
     served = serve(runner="plain")
     record = dict(served.record, name="ghost", directory=str(served.directory) + "-gone", pid=os.getpid())
-    _config.write_record(msgspec.convert(record, _config.Record))
-    assert {r.name for r in _config.records()} == {served.name}
+    _records.write_record(msgspec.convert(record, _records.Record))
+    assert {r.name for r in _records.records()} == {served.name}
     with pytest.raises(remoter.RemoterError):
         remoter.connect("ghost", timeout=3)
 
 
 def test_a_connection_file_that_others_can_read_is_refused(serve):
     served = serve(runner="plain")
-    path = _config.record_path(served.record["host"], served.name)
+    path = _records.record_path(served.record["host"], served.name)
     path.chmod(0o644)
     with pytest.raises(remoter.RemoterError, match="open to others"):
         served.connect()

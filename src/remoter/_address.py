@@ -79,6 +79,8 @@ def parse(text: str | None, port: int | str | None = None) -> Address:
         return Address("tcp", host="localhost", port=given)
     if len(text) > 1000:
         raise AddressError(f"address `{text[:40]}...` is too long")
+    if not text.isprintable():
+        raise AddressError(f"address {text!r} has characters that cannot be meant")
     match = _SCHEME.match(text)
     if not match:
         return _plain(text, text, given)

@@ -407,7 +407,7 @@ def bridge(name: str) -> int:
             f"`remoter client {name}` is for people",
         )
     from . import _bridge
-    from ._config import record_here
+    from ._records import record_here
 
     record = record_here(name)
     if record is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import shutil
 import sys
 import threading
@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TextIO
 
 from ._address import Address, parse
 from ._connection import LinkState
-from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError, warn
+from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError, VersionError, warn
 from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
 from ._run import AskPerson, Inbox, Result, Run, show_displays
 from ._ssh import Ssh
@@ -146,6 +146,9 @@ def open_session(
             if target.keys_again is None or not target.keys_again():
                 target.close()
                 raise _not_admitted(target, error) from None
+        except VersionError as error:
+            target.close()
+            raise target.other_protocol(error) from None
         except BaseException:
             target.close()
             raise
@@ -170,7 +173,7 @@ class Session:
 
     def __init__(self, target: Target, *, ask: AskPerson | None = None, all: bool = False) -> None:
         self._target = target
-        self._client = secrets.token_hex(8)
+        self._client = os.urandom(8).hex()
         self._lock = threading.Lock()
         self._n = 0
         self._inbox = Inbox(self._client, ask)

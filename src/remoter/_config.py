@@ -1,4 +1,4 @@
-"""Directories, private files and connection records; on both machines, in every process.
+"""Directories and private files; on both machines, in every process.
 
 Four directories, each with a variable that overrides it (the tests do):
 
@@ -15,19 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import stat
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-import platformdirs
-
-from ._errors import RemoterError, warn
+from ._errors import RemoterError
 
 try:
     import fcntl
@@ -38,19 +30,26 @@ WINDOWS = os.name == "nt"
 LONGEST_SOCKET_PATH = 103  # macOS allows 104 bytes with the final NUL, Linux 108
 
 
-def _directory(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default)
+def _directory(variable: str, default: Path | str) -> Path:
+    """What the variable names, or the default; a text is the function of platformdirs that knows it."""
+    if named := os.environ.get(variable):
+        return Path(named)
+    if isinstance(default, Path):
+        return default
+    import platformdirs  # here: who only needs what a variable names should not wait for it
+
+    return Path(getattr(platformdirs, default)("remoter"))
 
 
 def config_directory() -> Path:
     """Where keys, pins and saved names are."""
-    return _directory("REMOTER_CONFIG_DIR", platformdirs.user_config_path("remoter"))
+    return _directory("REMOTER_CONFIG_DIR", "user_config_path")
 
 
 def state_directory() -> Path:
     """Where connection records and the prompt's history are."""
-    default = Path("~/.local/state/remoter").expanduser()
-    return _directory("REMOTER_STATE_DIR", platformdirs.user_state_path("remoter") if WINDOWS else default)
+    default = "user_state_path" if WINDOWS else Path("~/.local/state/remoter").expanduser()
+    return _directory("REMOTER_STATE_DIR", default)
 
 
 def runtime_directory() -> Path:
@@ -66,6 +65,8 @@ def journal_directory() -> Path:
     """Where journals are: a local disk that outlives a reboot where there is one."""
     root = Path("/var/tmp")  # noqa: S108 - checked by private_directory
     if not root.is_dir():
+        import tempfile
+
         root = Path(tempfile.gettempdir())
     return _directory("REMOTER_JOURNAL_DIR", root / f"remoter-{_user_id()}")
 
@@ -77,6 +78,11 @@ def _user_id() -> int:
 def host_name() -> str:
     """This machine's name, without its domain."""
     return socket.gethostname().split(".")[0] or "localhost"
+
+
+def record_path(host: str, name: str) -> Path:
+    """Where the connection record of that session is."""
+    return state_directory() / "servers" / f"{host}-{name}.json"
 
 
 # --- private files ---------------------------------------------------------------------------
@@ -151,13 +157,14 @@ def read_password(file: str) -> str:
 def write_private(path: Path, content: bytes) -> None:
     """Write the file 0600 under another name, then move it into place."""
     private_directory(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    before = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    descriptor = os.open(before, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        Path(name).replace(path)
+        before.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        before.unlink(missing_ok=True)
         raise
 
 
@@ -194,163 +201,6 @@ def _other_place(path: Path) -> list[str]:
         if path == directory:
             return [f"set {variable} to a directory of your own, wherever you use remoter on this machine"]
     return []
-
-
-# --- connection records ----------------------------------------------------------------------
-
-
-class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How to reach one session of this user: `<state>/servers/<host>-<name>.json`, 0600.
-
-    Whoever can read it can connect; it is removed when the session ends.
-    """
-
-    name: str
-    host: str
-    listen: str
-    port: int
-    directory: str
-    server_public: str
-    client_public: str
-    client_secret: str
-    pid: int
-    journal: str
-    started: float
-    secure: bool = True
-    lang: str = "python"
-    version: str = ""
-    v: int = 1
-
-    @property
-    def socket(self) -> Path:
-        """The session's unix socket, for clients on its own machine."""
-        return Path(self.directory) / "zmq.sock"
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the session is on this machine."""
-        return self.host == host_name()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its keeper holds the lock; of another machine's session: unknown, so yes."""
-        return not self.is_here or is_locked(Path(self.directory) / "lock")
-
-
-def record_path(host: str, name: str) -> Path:
-    """Where the connection record of that session is."""
-    return state_directory() / "servers" / f"{host}-{name}.json"
-
-
-def write_record(record: Record) -> None:
-    """Publish the session to this user's clients."""
-    private_directory(state_directory())
-    write_private(record_path(record.host, record.name), msgspec.json.encode(record))
-
-
-def read_record(path: Path) -> Record:
-    """The connection record in that file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        RemoterError: it is damaged, or others could read it; the hint says what to do.
-    """
-    name = path.stem.removeprefix(f"{host_name()}-")
-    try:
-        return msgspec.json.decode(read_private(path), type=Record)
-    except msgspec.MsgspecError as error:
-        raise RemoterError(
-            f"cannot read the connection file `{path}`",
-            cause=str(error),
-            hints=[f"remove it, `rm {path}`: session `{name}` writes it again when it is looked for"],
-            id="private-file",
-        ) from None
-    except RemoterError as error:
-        error.hints = (
-            f"if nobody else can have read it, `chmod 600 {path}`",
-            f"otherwise `rm {path}`, and end the session: `remoter stop {name}`",
-        )
-        raise
-
-
-def records(wanted: str | None = None) -> Iterator[Record]:
-    """The connection records of all live sessions of this user; stale ones are removed.
-
-    A file that cannot be trusted is left out, with a warning; but if it is that of the session
-    `wanted` on this machine, it is refused.
-
-    Raises:
-        RemoterError: the connection file of `wanted` is damaged, or open to others.
-    """
-    for path in sorted((state_directory() / "servers").glob("*.json")):
-        try:
-            record = read_record(path)
-        except FileNotFoundError:
-            continue
-        except RemoterError as error:
-            if wanted is not None and path == record_path(host_name(), wanted):
-                raise
-            warn(f"left out: {error.message} ({error.cause}); {error.hints[0]}")
-            continue
-        if record.is_alive:
-            yield record
-        else:
-            path.unlink(missing_ok=True)
-
-
-def record_here(name: str) -> Record | None:
-    """The connection record of the live session of that name on this machine.
-
-    Raises:
-        RemoterError: its connection file is damaged, or open to others.
-    """
-    for _ in range(2):
-        for record in records(name):
-            if record.is_here and record.name == name:
-                return record
-        if not restore_records():
-            break
-    return None
-
-
-def restore_records(patience: float = 2.0) -> bool:
-    """Have live sessions on this machine whose connection file was removed write it again.
-
-    Their keepers do so when they are signalled. Waits `patience` seconds at most for the files.
-    Returns whether there are any now that were missing.
-    """
-    lost = []
-    for lock in _locks():
-        name, path = lock.parent.name, record_path(host_name(), lock.parent.name)
-        with contextlib.suppress(OSError, ValueError):
-            if path.exists() or not is_locked(lock):
-                continue
-            pid = int(lock.read_text())  # the keeper's, once the session is ready
-            if is_keeper(pid, name):
-                os.kill(pid, signal.SIGUSR1)
-                lost.append(path)
-    deadline = time.monotonic() + patience
-    while not all(path.exists() for path in lost) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return any(path.exists() for path in lost)
-
-
-def _locks() -> list[Path]:
-    """The locks of sessions, living and dead, of this user on this machine."""
-    if fcntl is None:
-        return []
-    with contextlib.suppress(OSError):  # there is none
-        if runtime_directory().lstat().st_uid == os.getuid():
-            return list(runtime_directory().glob("*/lock"))
-    return []
-
-
-def is_keeper(pid: int, name: str) -> bool:
-    """Whether that process is the keeper of the session: a pid may have been used again since."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return "_keeper" in listed.stdout and listed.stdout.split()[-1:] == [name]
 
 
 def is_locked(path: Path) -> bool:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from ._address import DEFAULT_PORT, Address, parse, through_ssh
-from ._config import Record, host_name, records
+from ._config import host_name
 from ._errors import KeyChangedError, RemoterError
 from ._messages import PROTOCOL, common_protocol
+from ._records import Record, records
 from ._saved import find_ssh, saved_names
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from typing import IO, TYPE_CHECKING
 from . import __version__, _channel, _ssh_errors
 from ._bootstrap import Task
 from ._channel import Answer, Found
-from ._config import Record
 from ._errors import ConnectError, RemoterError
+from ._records import Record
 from ._security import fingerprint
 from ._ssh import Master, Ssh
 from ._ssh_errors import escape

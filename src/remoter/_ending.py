@@ -8,8 +8,8 @@ import time
 
 import click
 
-from ._config import is_keeper, records, restore_records
-from ._errors import ConnectError, LinkLostError, RemoterError
+from ._errors import ConnectError, LinkLostError, RemoterError, VersionError
+from ._records import is_keeper, records, restore_records
 from ._saved import Saved
 from ._usage import Target, report, tell
 
@@ -28,12 +28,15 @@ def end(target: Target) -> None:
         with target.connect(timeout=10.0 if there else 5.0, quiet=True) as session:
             name = session.info.name
             session.shutdown()
-    except (ConnectError, LinkLostError) as error:
+    except (ConnectError, LinkLostError, VersionError) as error:
         # A server that does not answer must not live for ever: its keeper can end it.
         if there is not None:
             _end_there(there, error)
             return
-        ended = _end_by_keeper(target.address) if isinstance(error, ConnectError) else None
+        ended = None
+        if not isinstance(error, LinkLostError):
+            why = "speaks another protocol" if isinstance(error, VersionError) else "does not answer"
+            ended = _end_by_keeper(target.address, why)
         if ended is None:
             raise
         name = ended
@@ -55,7 +58,7 @@ def end_all() -> int:
     return worst
 
 
-def _end_by_keeper(address: str | None) -> str | None:
+def _end_by_keeper(address: str | None, why: str) -> str | None:
     """Have the keeper of that session on this machine end it; its name, or None if it has none."""
     here = [record for record in records() if record.is_here and address in (None, record.name)]
     if len(here) != 1:
@@ -63,7 +66,7 @@ def _end_by_keeper(address: str | None) -> str | None:
     record = here[0]
     if not is_keeper(record.pid, record.name):
         return None
-    tell(f"`{record.name}` does not answer; ending it from outside, within 20 s")
+    tell(f"`{record.name}` {why}; ending it from outside, within 20 s")
     os.kill(record.pid, signal.SIGTERM)
     deadline = time.monotonic() + BY_KEEPER
     while record.is_alive and time.monotonic() < deadline:

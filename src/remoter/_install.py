@@ -315,7 +315,7 @@ class Dialogue:
         said = last_words([*self.words, *self._errors]) if self.words or self._errors else None
         return ConnectError(
             f"the connection to {self.host} ended before remoter was installed",
-            cause=f"while {self.step}: {said or f'exit code {code}'}",
+            cause=f"while {self.step}: {said or (f'signal {-code}' if code and code < 0 else f'exit code {code}')}",
             id="install",
         )
 

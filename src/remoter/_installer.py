@@ -1,9 +1,10 @@
 """The far end of `--install`: makes remoter's directory; runs on the other machine, in a process of its own, sent as text.
 
-Standard library only, Python 3.11. Arguments: the nonce, the version to install, and uv's path or
-nothing. What it says goes to standard output, each line as `remoter:NONCE WORD REST`; what it asks
-for comes over standard input as a line with a size and a tar of so many bytes, never before it asks.
-When that input ends, or a signal comes, it takes back what it did and ends.
+Standard library only, Python 3.11, one file because it is sent as one text. Arguments: the nonce, the
+version to install, and uv's path or nothing. What it says goes to standard output, each line as
+`remoter:NONCE WORD REST`; what it asks for comes over standard input as a line with a size and a tar
+of so many bytes, never before it asks. When that input ends, or a signal comes, it takes back what it
+did and ends.
 
     ~/.local/share/remoter/env-VERSION/   a venv; `complete` is the file in it that says so
                            bin/remoter    a link to that venv's program; switched when it answers

@@ -74,7 +74,6 @@ def launch(
     Raises:
         RemoterError: the name or the port is taken, or the server did not start.
     """
-    import secrets
     import subprocess
 
     from . import _config
@@ -83,7 +82,7 @@ def launch(
     run_directory, lock = claim(_config.runtime_directory(), configuration.get("name"))
     name = run_directory.name
     configuration = {
-        "journal_directory": str(_config.journal_directory() / f"{name}-{secrets.token_hex(4)}"),
+        "journal_directory": str(_config.journal_directory() / f"{name}-{os.urandom(4).hex()}"),
         **configuration,
         "name": name,
         "run_directory": str(run_directory),
@@ -282,10 +281,10 @@ def _wait_until_free(run_directory: str, patience: float = STOP_TIMEOUT) -> None
 
 def _explained(error: RemoterError, configuration: dict[str, Any]) -> RemoterError:
     """The error; if a port is taken by one of our sessions, it says by which."""
-    from . import _config
+    from . import _records
 
     if error.id == "port-taken":
-        for record in _config.records():
+        for record in _records.records():
             if record.is_here and record.port == configuration["port"]:
                 error.cause = f"it is the port of session `{record.name}`"
                 error.hints = (f"to use that session: `remoter client {record.name}`", *error.hints)

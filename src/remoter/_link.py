@@ -303,17 +303,13 @@ class Link:
 
     def _located(self, place: Place | RemoterError | OSError) -> None:
         self.looking = False
-        if self.error is not None:
-            return
+        if self.error is not None or (self.connection is not None and self.state.state == "ok"):
+            return  # the old connection spoke again meanwhile
         if isinstance(place, Exception):
             if isinstance(place, LinkLostError) or not self.opened.done():
                 self.end(place if isinstance(place, RemoterError) else ConnectError(str(place)))
-            else:
-                self._try_later(
-                    place.line if isinstance(place, RemoterError) else str(place)
-                )  # a shared home that stutters is no reason to give up
-        elif self.connection is not None and self.state.state == "ok":
-            return  # the old connection spoke again meanwhile
+            else:  # a shared home that stutters is no reason to give up
+                self._try_later(place.line if isinstance(place, RemoterError) else str(place))
         elif place.socket is not None:
             self._connect(place, f"ipc://{place.socket}")
         else:

@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ._address import parse
-from ._config import (
-    Record,
-    host_name,
-    journal_directory,
-    records,
-    restore_records,
-)
+from ._config import host_name, journal_directory
 from ._errors import AddressError, RemoterError
 from ._journal import Archive, archives
+from ._records import Record, records, restore_records
 from ._saved import Saved, find_ssh, read_saved
 
 if TYPE_CHECKING:

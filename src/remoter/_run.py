@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._connection import LinkState
 from ._errors import (
     LinkLostError,
     RemoterError,
@@ -20,7 +21,7 @@ from ._errors import (
     RunTimeoutError,
     SessionDiedError,
 )
-from ._link import Link, LinkState
+from ._link import Link
 from ._messages import Attached, Event, RunId, Status
 
 AskPerson = Callable[[str, bool], str | None]

@@ -10,10 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from ._address import Address, key_from_text, key_to_text, parse
-from ._config import config_directory, read_private, record_here, write_private
+from ._config import config_directory, read_private, write_private
 from ._errors import AddressError, NameNotFoundError, RemoterError
 
 
@@ -42,6 +40,8 @@ def read_saved() -> dict[str, Saved]:
     Raises:
         RemoterError: the file is damaged, or others can read it.
     """
+    import msgspec  # here, as below: who names a host as `ssh://` should not wait for it
+
     path = _path()
     try:
         entries = msgspec.json.decode(read_private(path), type=dict[str, dict[str, str]])
@@ -127,6 +127,8 @@ def _saved(entry: dict[str, str]) -> Saved:
 
 
 def _write(saved: dict[str, Saved]) -> None:
+    import msgspec
+
     entries = {}
     for name, one in saved.items():
         entry = {
@@ -148,7 +150,11 @@ def find_ssh(text: str | None) -> Saved | None:
     address = parse(text)
     if address.kind == "ssh":
         return Saved(address)
-    if address.kind != "word" or record_here(address.word) is not None:
+    if address.kind != "word":
+        return None
+    from ._records import record_here
+
+    if record_here(address.word) is not None:
         return None
     saved = read_saved().get(address.word)
     return saved if saved is not None and saved.address.kind == "ssh" else None

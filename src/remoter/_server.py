@@ -25,7 +25,7 @@ import msgspec
 import zmq
 
 from . import __version__
-from ._config import Record, host_name, write_record
+from ._config import host_name
 from ._door import Door
 from ._engines import WorkerEnd
 from ._errors import RemoterError
@@ -44,6 +44,7 @@ from ._messages import (
     decode_from_client,
     encode,
 )
+from ._records import Record, write_record
 from ._security import (
     INSECURE_KEYS,
     ZAP_ADDRESS,
@@ -334,7 +335,11 @@ class Server:
             return
         record = self._record()
         if self.session.ledger.session:
-            write_record(record)
+            try:
+                write_record(record)
+            except RemoterError as failure:
+                log.error("%s", failure.line)
+                self.keeper.say({"error": words_of(failure)})  # it ends a session that has just begun
         if self.was_ready:
             return
         self.was_ready = True
@@ -437,6 +442,11 @@ def set_up_log(configuration: dict[str, Any]) -> None:
     logging.raiseExceptions = False  # a terminal that went away is no reason to complain
 
 
+def words_of(error: RemoterError) -> dict[str, Any]:
+    """The error as the keeper takes it."""
+    return {"message": error.message, "cause": error.cause, "hints": error.hints, "id": error.id}
+
+
 async def serve(
     keeper_socket: socket.socket, listeners: list[socket.socket], configuration: dict[str, Any]
 ) -> None:
@@ -447,8 +457,12 @@ async def serve(
     try:
         server = Server(configuration, keeper, listeners)
     except RemoterError as error:
-        words = {"message": error.message, "cause": error.cause, "hints": error.hints, "id": error.id}
-        keeper.say({"error": words})
+        keeper.say({"error": words_of(error)})
+        raise
+    except OSError as error:  # a full disk, a quota, a limit
+        where = f"`{error.filename}`: " if error.filename else ""
+        failure = RemoterError("the server cannot start", cause=f"{where}{error.strerror}", id="start")
+        keeper.say({"error": words_of(failure)})
         raise
     loop.add_signal_handler(signal.SIGINT, server.interrupt)
     loop.add_signal_handler(signal.SIGTERM, server.stop, "SIGTERM")

@@ -19,17 +19,15 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from . import _ssh_errors
 from ._address import Address
@@ -46,8 +44,11 @@ from ._channel import (
     failure,
     program,
 )
-from ._config import LONGEST_SOCKET_PATH, Record, is_locked, private_directory, runtime_directory
+from ._config import LONGEST_SOCKET_PATH, is_locked, private_directory, runtime_directory
 from ._errors import AuthError, ConnectError, LinkLostError, RemoterError
+
+if TYPE_CHECKING:
+    from ._records import Record
 
 try:
     import fcntl
@@ -56,6 +57,14 @@ except ImportError:
 
 REFUSED = 30.0
 """Seconds between attempts after a refused login: servers lock out who knocks too often."""
+
+CHECKED = 2.0
+"""Seconds for a master of the user's own to say that it is there."""
+
+GRACE = 0.5
+"""Seconds for ssh to end by itself, when nobody needs it any more: until then it passes on a goodbye."""
+
+AnyChannel = TypeVar("AnyChannel", bound=Channel)
 
 
 class Wish(Protocol):
@@ -92,19 +101,23 @@ def run_there(
     """Run `remoter ARGUMENTS` on that machine, in a login shell; returns its outcome, as `subprocess.run` does.
 
     Args:
-        timeout: seconds for the login of who is not asked, and for the command.
+        timeout: seconds for the command, and at most for the login of who is not asked.
 
     Raises:
         ConnectError, AuthError, KeyChangedError: it was not reached. ConnectError: no remoter is there.
     """
     task = Task("run", prelude=prelude, arguments=tuple(arguments))
     asks = can_ask_on_terminal()
-    with Channel(command(address, batch=not asks), task, on_terminal=asks) as channel:
-        found = Found.of(Answer(channel, address, asks, timeout, say=_say).read("raw"))
+    with Channel(command(address, batch=not asks, ControlMaster="no"), task, on_terminal=asks) as channel:
+        answer = Answer(channel, address, asks, min(timeout, ASKED), say=_say)
+        found = Found.of(answer.read("raw"))
         if found.failed:
             raise failure(found, address)
         output = channel.read_rest(timeout).decode(errors="replace")
-        code = channel.process.wait(ASKED)
+        code = channel.wait(ASKED)
+        is_its_own = any(line.startswith("error: ") for line in channel.said)  # 255 is also a code of ours
+        if code is None or code < 0 or (code == 255 and not is_its_own):
+            raise _ssh_errors.explain("\n".join(channel.said), code, address, may_ask=asks)
         return subprocess.CompletedProcess(arguments, code, output, "\n".join(channel.said))
 
 
@@ -126,6 +139,11 @@ class Master(Channel):
         if self.control is None:
             return command(self.address, batch=batch, ControlMaster="no")
         return command(self.address, *more, "-S", str(self.control), batch=batch)
+
+    @property
+    def has_said_hello(self) -> bool:
+        """Whether the script runs there."""
+        return self.lifeline is None
 
     @property
     def is_in(self) -> bool:
@@ -163,7 +181,7 @@ def has_master(address: Address) -> bool:
             command(address, "-O", "check"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=ASKED,
+            timeout=CHECKED,
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -213,9 +231,12 @@ class Ssh:
         self.refused_until = 0.0
         self.refusal: RemoterError | None = None
         self.pid = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # held by whoever brings us back
         self.numbers = itertools.count()
-        self.opening: Channel | None = None
+        self.opening: Master | None = None
+        self.channels: set[Channel] = set()
+        self.guard = threading.Lock()  # for `closed` and `channels`
+        self.has_carried = False
         self.asks = False
         self.directory, self.held = _make_directory()
         _living.add(self)
@@ -238,7 +259,20 @@ class Ssh:
     def _make_master(self, task: Task, batch: bool, **how: Any) -> Master:
         borrowed = self.may_borrow and has_master(self.address)
         control = None if borrowed else self.directory / f"m{next(self.numbers)}"
-        return Master(self.address, control, task, batch, **how)
+        return self._keep(lambda: Master(self.address, control, task, batch, **how))
+
+    def _keep(self, make: Callable[[], AnyChannel]) -> AnyChannel:
+        """A new channel, which `close` ends too, whoever waits for it.
+
+        Raises:
+            LinkLostError: we are closed already.
+        """
+        with self.guard:
+            if self.closed:
+                raise _closed()
+            channel = make()
+            self.channels = {each for each in self.channels if each.is_alive} | {channel}
+            return channel
 
     def _make_asking_master(self, task: Task, asker: Asker) -> Master:
         """A master whose questions come to `asker`, for it has no terminal."""
@@ -268,9 +302,7 @@ class Ssh:
         """
         try:
             with self.lock:
-                assert isinstance(self.opening, Master)
-                master = self.opening
-                found = self._read(master, self.asks, timeout)
+                master, found = self._read_first(timeout)
                 if self.install:
                     found = self._install(master)
                 self.record = self._choose(found)
@@ -281,6 +313,21 @@ class Ssh:
         except BaseException:
             self.close()
             raise
+
+    def _read_first(self, timeout: float) -> tuple[Master, Found]:
+        """What the first master says; the user's own, if it is borrowed and does not answer, is left alone."""
+        assert self.opening is not None
+        master = self.opening
+        try:
+            return master, self._read(master, self.asks, timeout)
+        except ConnectError:
+            if master.control is not None or master.has_said_hello:
+                raise
+        master.close()
+        self.say(f"your ssh connection to {self.address.host} does not answer: trying a new one")
+        self.may_borrow = False
+        self._begin()
+        return self.opening, self._read(self.opening, self.asks, timeout)
 
     def _read(self, channel: Channel, asks: bool, timeout: float) -> Found:
         is_in = (lambda: channel.is_in) if isinstance(channel, Master) else (lambda: True)
@@ -313,7 +360,7 @@ class Ssh:
     def _ask_there(self, master: Master, task: Task) -> Found:
         """One more channel, for one question."""
         task = dataclasses.replace(task, stay=False)
-        with Channel(master.command(), task) as channel:
+        with self._keep(lambda: Channel(master.command(), task)) as channel:
             return self._read(channel, False, ASKED)
 
     def _choose(self, found: Found) -> Record:
@@ -372,7 +419,7 @@ class Ssh:
 
     def _bridge(self, master: Master, record: Record) -> tuple[list[str], bytes, str]:
         """The command for one bridged connection, what to send it first, and the mark of its answer."""
-        nonce = secrets.token_hex(8)
+        nonce = os.urandom(8).hex()
         return [*master.command(), COMMAND], render(Task("bridge", name=record.name), nonce), nonce
 
     # --- each time ---------------------------------------------------------------------------
@@ -386,6 +433,10 @@ class Ssh:
         attempts = itertools.count()
         return lambda: self._locate(next(attempts))
 
+    def carried(self) -> None:
+        """A link came through: forwarding is not forbidden."""
+        self.has_carried = True
+
     def doubt(self) -> None:
         """The session has not answered for a while: the next attempt does not trust the present ssh process."""
         self.is_doubted = True
@@ -394,7 +445,7 @@ class Ssh:
         before = self.socket
         with self.lock:
             if self.closed:
-                raise LinkLostError("the connection was closed", id="closed")
+                raise _closed()
             master = self.master
             is_alive = master is not None and master.is_alive
             if attempt == 0 and is_alive:
@@ -404,15 +455,15 @@ class Ssh:
             elif master is None or not is_alive or self.is_doubted:
                 self._reopen()
             else:
-                self._look_again(master, is_second=attempt == 1)
+                self._look_again(master)
             assert self.socket is not None
             return self.socket
 
-    def _look_again(self, master: Master, is_second: bool) -> None:
+    def _look_again(self, master: Master) -> None:
         """The ssh process lives: does the session? Or does sshd not let us forward?
 
         It does not tell: what is forbidden and what nobody listens on look the same. But a session
-        that lives, and whose socket cannot be opened at the first try, is behind a sshd that forbids it.
+        that lives, and whose socket could never be opened, is behind a sshd that forbids it.
         """
         assert self.record is not None
         try:
@@ -423,7 +474,7 @@ class Ssh:
                 return
             raise
         record = self._same(found)
-        refusal = "open failed" if is_second else "administratively prohibited"
+        refusal = "administratively prohibited" if self.has_carried else "open failed"
         if self.tunnel is None and any(refusal in line for line in master.said):
             self.is_forbidden = True
             self._settle(master, record)
@@ -454,8 +505,10 @@ class Ssh:
             self.may_borrow = self.may_borrow and master.control is not None
             master.close()
             raise
-        if self.closed:
+        if self.closed:  # meanwhile
             master.close()
+            if self.tunnel is not None:
+                self.tunnel.close()
 
     def _same(self, found: Found) -> Record:
         """The session that we know, from what was found there."""
@@ -480,23 +533,34 @@ class Ssh:
     # --- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End all ssh processes and remove what they left here. The session goes on."""
-        if self.closed or self.pid != os.getpid():
-            return
-        self.closed = True
+        """End all ssh processes and remove what they left here. The session goes on.
+
+        May be called while another thread brings us back. Takes 10 ms, or 2 s where nobody answers.
+        """
+        with self.guard:
+            if self.closed or self.pid != os.getpid():
+                return
+            self.closed = True
+            channels = set(self.channels)
         _living.discard(self)
+        for channel in channels - {self.master}:
+            channel.close()
         if self.tunnel is not None:
-            self.tunnel.close()
-        for channel in (self.opening, self.master):
-            if channel is not None:
-                channel.close()
+            self.tunnel.close(GRACE)
+        if self.master is not None:
+            self.master.close(GRACE)  # it ends by itself when it has sent on what the link said last
         shutil.rmtree(self.directory, ignore_errors=True)
         os.close(self.held)
 
     def abandon(self) -> None:
-        """As `close`, without waiting."""
+        """As `close`, without waiting; also while the interpreter collects garbage."""
         if not self.closed and self.pid == os.getpid():
-            threading.Thread(target=self.close, name="remoter-ssh-end").start()
+            with contextlib.suppress(RuntimeError):  # it ends: then all are closed
+                threading.Thread(target=self.close, name="remoter-ssh-end").start()
+
+
+def _closed() -> LinkLostError:
+    return LinkLostError("the connection was closed", id="closed")
 
 
 def _elsewhere(found: Found) -> str | None:
@@ -524,14 +588,15 @@ def _make_directory() -> tuple[Path, int]:
         if len(os.fsencode(parent)) + len("/.ssh-01234567") + _LONGEST_NAME > LONGEST_SOCKET_PATH:
             raise OSError
     except (RemoterError, OSError):
-        parent, prefix = Path("/tmp"), "remoter-ssh-"  # noqa: S108 - made by mkdtemp, 0700
+        parent, prefix = Path("/tmp"), "remoter-ssh-"  # noqa: S108 - a new directory, 0700
     else:
         prefix = ".ssh-"
     for old in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > 60 and not is_locked(old):
                 shutil.rmtree(old, ignore_errors=True)
-    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    directory = parent / f"{prefix}{os.urandom(4).hex()}"
+    directory.mkdir(mode=0o700)  # fails if somebody was there before us
     lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)
     return directory, lock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import secrets
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -29,7 +28,7 @@ class EventStream:
         self._items: queue.SimpleQueue[tuple[Event, int] | None] = queue.SimpleQueue()
         self._taken = 0
         self._is_closed = False
-        client = secrets.token_hex(8)
+        client = os.urandom(8).hex()
         feed = _Feed(self._items)
         self._link = target.link(feed, client, since=since, all=all, reader=reader, window=READER_WINDOW)
         weakref.finalize(self, self._link.abandon).atexit = False

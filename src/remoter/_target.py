@@ -11,6 +11,7 @@ import dataclasses
 import getpass
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,13 +19,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import __version__
 from ._address import DEFAULT_PORT, Address, through_ssh
 from ._channel import told
-from ._config import Record, host_name, read_record, record_here, record_path, records, restore_records
+from ._config import host_name, record_path
 from ._connection import Place
-from ._errors import AddressError, AuthError, ConnectError, KeyChangedError, LinkLostError, RemoterError
+from ._errors import (
+    AddressError,
+    AuthError,
+    ConnectError,
+    KeyChangedError,
+    LinkLostError,
+    RemoterError,
+    VersionError,
+)
 from ._link import Link, Owner
 from ._login import ask_server, key_changed, login
+from ._records import Record, read_record, record_here, records, restore_records
 from ._run import AskPerson, ask_at_terminal, is_person_here
 from ._saved import read_saved
 from ._security import INSECURE_KEYS, KeyPair, Pins, client_keys, fingerprint, new_keys
@@ -63,11 +74,11 @@ class Target:
 
     def link(self, owner: Owner, client: str, **how: Any) -> Link:
         """A link to it for that client, not yet started."""
-        locate = self.locate
-        if self.ssh is not None:
-            locate = _locate_through(self.ssh)
-            how |= {"is_slow": True, "on_silence": self.ssh.doubt}
-        return Link(
+        locate, ssh = self.locate, self.ssh
+        if ssh is not None:
+            locate = _locate_through(ssh)
+            how |= {"is_slow": True, "on_silence": ssh.doubt}
+        link = Link(
             locate,
             owner,
             client=client,
@@ -76,11 +87,35 @@ class Target:
             diagnose=self.diagnose,
             **how,
         )
+        if ssh is not None:
+            link.opened.add_done_callback(lambda opened: None if opened.exception() else ssh.carried())
+        return link
+
+    def other_protocol(self, error: VersionError) -> VersionError:
+        """The error of a session that speaks another protocol, with what mends it where ssh leads."""
+        record = self.ssh.record if self.ssh is not None else None
+        if record is None:
+            return error
+        there = dataclasses.replace(self.ssh.address, name="") if self.ssh is not None else self.address
+        hints = [f"end it, with what it holds: `remoter stop {dataclasses.replace(there, name=record.name)}`"]
+        if _number(record.version) > _number(__version__):
+            hints = ["update remoter on this machine"]
+        else:
+            hints += [f"then `remoter client {there} --install` puts remoter {__version__} there"]
+        return VersionError(
+            f"{self.where} and this client have no protocol in common",
+            cause=f"remoter {record.version or 'of an old version'} started it, here is {__version__}",
+            hints=hints,
+        )
 
     def close(self) -> None:
         """End what leads there; the session goes on."""
         if self.ssh is not None:
             self.ssh.close()
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 @dataclass

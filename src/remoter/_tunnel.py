@@ -112,8 +112,11 @@ class Tunnel:
         with self._lock:
             self._passages.discard(passage)
 
-    def close(self) -> None:
-        """End all connections and their ssh processes, and remove the socket; takes 2 s at most."""
+    def close(self, grace: float = 0.0) -> None:
+        """End all connections and their ssh processes, and remove the socket.
+
+        Takes 2 s at most, and `grace`: so long, connections that their client has left may end by themselves.
+        """
         with self._lock:
             if self._closed.is_set():
                 return
@@ -124,6 +127,9 @@ class Tunnel:
         for each in (self._listener, self._wakeup):
             each.close()
         self.path.unlink(missing_ok=True)
+        deadline = time.monotonic() + grace
+        for passage in passages:
+            passage.thread.join(max(0.0, deadline - time.monotonic()))
         for number in (signal.SIGTERM, signal.SIGKILL):
             for passage in passages:
                 passage.stop(number)

@@ -210,7 +210,7 @@ class Target:
 
     def check_free(self, name: str) -> None:
         """Refuse, before anything is done, a name under which nothing would be found."""
-        from ._config import record_here
+        from ._records import record_here
         from ._saved import check_name
 
         check_name(name)

@@ -83,6 +83,7 @@ class Presence:
         with contextlib.suppress(ImportError, OSError, RemoterError):  # then each counts as the first
             import fcntl
 
+            private_directory(state_directory())
             private_directory(state_directory() / "visits")
             self._file = _path(journal, ".open").open("ab")
             try:

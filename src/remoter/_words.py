@@ -3,7 +3,7 @@
 The list of 1024 never changes: a fingerprint must read the same in every version.
 """
 
-import secrets
+import os
 
 _TEXT = """
 able acorn actor adult agent agile alarm album alder alert algae alive alpha alps amber amble ample angle
@@ -76,4 +76,4 @@ minute and all together 5 a second (`_turns`). So one address alone needs 500 ye
 
 def make_password() -> str:
     """Three words such as `otter-lamp-nine`: 30 bits that are easy to type."""
-    return "-".join(secrets.choice(WORDS) for _ in range(PASSWORD_WORDS))
+    return "-".join(WORDS[int.from_bytes(os.urandom(2)) % len(WORDS)] for _ in range(PASSWORD_WORDS))

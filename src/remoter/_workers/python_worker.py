@@ -42,7 +42,7 @@ next_high_fd = HIGH_FD
 ORDER_TIME = 0.02  # seconds that a line on stderr waits for the server to read
 SETTLE_TIME = 1.0  # seconds that a command waits for the server to take a value or a picture
 NAP = 2.0  # seconds that the side thread sleeps when nothing happens
-SOON = 0.01  # seconds until a server that is just starting is looked for again
+SOON = 0.005  # seconds until a server that is just starting, in the first second, is looked for again
 TICK = 0.05  # seconds between flushes while a command runs
 LONGEST_TEXT = 10_000_000  # characters that a result shows
 LONGEST_FORM = 32_000_000  # characters or bytes of one of its other forms: all must fit into a message
@@ -1453,6 +1453,7 @@ class Side(threading.Thread):
         self.asleep = False
         self.quick_until = 0.0
         self.delay = SOON
+        self.soon_until = clock() + 1.0
         self.warmups = collections.deque()
         self.warm_at = 0.0
         self.waker = Waker()
@@ -1520,7 +1521,8 @@ class Side(threading.Thread):
             self.delay = TICK
             return True
         except OSError:
-            self.delay = min(1.0, self.delay * 1.5)
+            if clock() > self.soon_until:
+                self.delay = min(1.0, self.delay * 1.5)
             if not self.worker.is_wanted():
                 self.worker.stop("the server is gone")
             return False
