@@ -83,7 +83,7 @@ def test_a_key_in_the_address_is_a_pin_and_stands_there_url_safe():
     [
         ("http://big:55555", "write `big:55555`"),
         ("https://ann:secret@big:8000/lab?x#y", "write `big:8000`"),
-        ("ann@big", "`ssh -L 55555:127.0.0.1:55555 ann@big`"),
+        ("ann@big", "`ssh://ann@big`"),
         ("::1", "write `[::1]:55555`"),
         ("fe80::1:5555x", "write `big:55555` or"),
         ("[::1", "write `[fe80::1]:55555`"),

@@ -17,7 +17,7 @@ import pytest
 import remoter
 from remoter._address import key_to_text, parse
 from remoter._client import open_session
-from remoter._target import save_name, saved_names
+from remoter._saved import save_name, saved_names
 
 from .conftest import is_alive, wait_for
 

@@ -191,7 +191,8 @@ def _ssh(text: str, rest: str, given: int | None) -> Address:
         )
     if name and not _WORD.match(name):
         raise AddressError(
-            f"address `{text}` has no session name after the host", hints="write `ssh://big/main`"
+            f"address `{text}` has `{name}` after the host, which is no name of a session",
+            hints="write `ssh://big/main`",
         )
     return Address("ssh", host=host, port=port, user=user, name=name, text=text)
 
@@ -212,9 +213,9 @@ def _host_and_port(text: str, rest: str) -> tuple[str, str | None]:
         raise AddressError(f"address `{text}` has more than one colon", hints=hint)
     host, colon, written = rest.partition(":")
     if not host:
-        raise AddressError(
-            f"address `{text}` names no host", hints=f"write `localhost:{written or DEFAULT_PORT}`"
-        )
+        ssh = text.lower().startswith("ssh:")
+        hint = "write `ssh://big`" if ssh else f"write `localhost:{written or DEFAULT_PORT}`"
+        raise AddressError(f"address `{text}` names no host", hints=hint)
     return _checked(text, host), written if colon else None
 
 

@@ -162,7 +162,8 @@ def client(target: Target, save: str | None, prompt: str | None, timer: bool) ->
 
     \b
     ADDRESS is
-      ssh://[USER@]HOST[/NAME]  on a machine that ssh reaches; started if needed
+      ssh://[USER@]HOST[:PORT][/NAME]
+                                on a machine that ssh reaches; started if needed
       NAME, or nothing          on this machine; or what was saved as NAME
       HOST:PORT                 what a server printed, where others may reach it
 
@@ -307,6 +308,11 @@ def restart(target: Target) -> None:
     """Give a session a new interpreter.
 
     Its variables are gone, its log stays.
+
+    \b
+    Examples:
+      remoter restart
+      remoter restart ssh://big/main
     """
     with target.connect() as session:
         session.restart()
@@ -514,7 +520,13 @@ def forget(name: str) -> None:
 def doctor(target: Target, as_json: bool) -> int:
     """Find out why a session cannot be reached.
 
-    Name, port, door, key, version, login, round trip, terminal: what was seen, what to do.
+    Step by step from here to there: what was seen, what to do. Through ssh from the ssh program
+    to the rate; otherwise name, port, door, key, version, login, round trip.
+
+    \b
+    Examples:
+      remoter doctor ssh://ana@big
+      remoter doctor big:55555
     """
     from . import _doctor
 

@@ -356,7 +356,11 @@ def _connect(host: str, port: int, timeout: float) -> socket.socket:
         raise ConnectError(
             f"nothing listens on `{where}`",
             cause=f"connection refused in {elapsed * 1000:.0f} ms, so the machine is up and reachable",
-            hints=["start a session there: `remoter server`"]
+            hints=[
+                "start a session there: `remoter server`"
+                if _ways_around(host)
+                else "start a session: `remoter server`; or is this the end of a tunnel, whose `ssh -L` has ended?"
+            ]
             + [f"one that listens only on its own machine is reached {way}" for way in _ways_around(host)],
             id="refused",
         )

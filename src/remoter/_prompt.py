@@ -329,6 +329,8 @@ class Prompt:
 
     def _is_unsent(self) -> bool:
         """Whether the run that we follow was entered while the link was lost, and still waits here."""
+        if self.silence.since is None:
+            return False  # it was sent; that the session has it may still be on its way
         if self.following is None or self.following[0] != self.session._client:
             return False
         return self.following[1] in self.session._link.unfinished.submits

@@ -304,7 +304,7 @@ STARTING = (
     click.option("--lang", type=click.Choice(["python"]), help="The language of a session that is started."),
     click.option("--prelude", metavar="TEXT", help="Shell text that runs there first: `module load python`."),
     click.option("--no-start", is_flag=True, help="Start none, also not through ssh."),
-    click.option("--start", is_flag=True, help="Start a session here if none runs; through ssh always."),
+    click.option("--start", is_flag=True, help="Start a session if none runs: also here."),
 )
 
 

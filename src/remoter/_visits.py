@@ -178,7 +178,8 @@ class Meanwhile:
             parts = ["1 line"]
         if not parts:
             return None
-        times = f" ({_clock(since)}-{_clock(time.time())})" if since else ""
+        begin, end = _clock(since or 0), _clock(time.time())
+        times = f" ({begin}-{end})" if begin != end else f" ({end})"
         opening = f"while you were away{times}" if since else "before you came"
         rest = (
             f"; the last {LAST_LINES}, `remoter log {address}` shows all" if self.lines > LAST_LINES else ""
