@@ -20,8 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import msgspec
+
 import remoter
+from machine import Machine
 from peers import CurvePing, Ipykernel, Remoter, Rpyc, cpu_seconds, resident_peak
+from remoter._records import write_record
 
 ROWS = []
 
@@ -291,7 +295,74 @@ def help():
     )
 
 
-FIGURES = {f.__name__: f for f in (trip, flood, stream, line, interrupt, start, attach, idle, help)}
+def ssh():
+    machine = Machine()
+    try:
+        commands(machine)
+        over_ssh(machine)
+    finally:
+        machine.close()
+
+
+def commands(machine):
+    """One command from nothing: with a session that has to be started, and with one that runs."""
+    program = str(Path(sys.executable).with_name("remoter"))
+
+    def took(*words):
+        began = time.perf_counter()
+        subprocess.run(words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    bare, cold, warm = [], [], []
+    for _ in range(9):
+        bare.append(took("ssh", "big", "python3 -c 1+1"))
+        cold.append(took(program, "batch", machine.address, "-c", "1+1"))
+        warm.append(took(program, "batch", machine.address, "-c", "1+1"))
+        took(program, "stop", machine.address)
+    base = statistics.median(bare)
+    for what, found, wanted in (
+        ("`remoter batch ssh://big -c 1+1`, session started", cold, "3, aim 2"),
+        ("`remoter batch ssh://big -c 1+1`, session running", warm, "1.6, aim 1.2"),
+    ):
+        row(
+            what,
+            milliseconds(statistics.median(found)),
+            f"`ssh big python3 -c 1+1` {milliseconds(base)}",
+            f"{statistics.median(found) / base:.2f} x",
+            wanted,
+        )
+
+
+def over_ssh(machine):
+    """A connection over ssh: the same session through `ssh://` and through a plain `ssh -L`; and when ssh is killed."""
+    with remoter.connect(machine.address) as session:
+        record = session._target.ssh.record
+        tunnel = machine.forward(record.port)
+        write_record(msgspec.structs.replace(record, name="tunnel", port=tunnel))  # so its keys are found
+        with remoter.connect(f"127.0.0.1:{tunnel}") as plain:
+            peers = {"ours": session, "plain": plain}
+            found = {name: [] for name in peers}
+            for _ in range(9):
+                for name, peer in peers.items():
+                    found[name].append(timed(lambda peer=peer: peer.run("1+1", quiet=True), 60))
+        ours, theirs = (statistics.median(found[name]) for name in ("ours", "plain"))
+        row(
+            "`1+1` through `ssh://`",
+            milliseconds(ours),
+            f"`ssh -L` {milliseconds(theirs)}",
+            f"{(ours - theirs) * 1e6:+.0f} us",
+            "+60 us",
+        )
+        back = []
+        for _ in range(7):
+            machine.kill_master()
+            began = time.perf_counter()
+            session.run("1+1", quiet=True)
+            back.append(time.perf_counter() - began)
+        row("ssh killed, until it answers again", milliseconds(statistics.median(back)), "", "", "1 s")
+
+
+FIGURES = {f.__name__: f for f in (trip, flood, stream, line, interrupt, start, attach, idle, help, ssh)}
 
 
 def main():

@@ -94,7 +94,6 @@ def test_a_killed_ssh_is_replaced_and_nothing_is_lost(ssh_host):
         for _ in range(3):
             next(event for event in run_.events() if event.kind == "stdout")
             wait_for(there.kill_masters, what="an ssh to kill")
-            assert session.run("1 + 1", timeout=10).text == "2" if run_.status != "running" else True
         assert numbers(run_.wait(10).stdout) == list(range(100))
         assert session.run("'still ' 'here'").text == "'still here'"
         assert len(there.masters()) == 1
@@ -197,4 +196,7 @@ def test_a_long_runtime_directory_makes_way_for_a_short_one(ssh_host, home, monk
     monkeypatch.setenv("REMOTER_RUNTIME_DIR", str(home / ("long-" * 20)))
     with remoter.connect(there.address) as session:
         assert session.run("1 + 1").text == "2"
-    assert not list(Path("/tmp").glob("remoter-ssh-*")) or True
+        directory = session._target.ssh.directory
+        assert directory.parent == Path("/tmp")
+        assert directory.stat().st_mode & 0o777 == 0o700
+    assert not directory.exists()

@@ -546,7 +546,7 @@ def test_a_master_of_the_user_s_own_that_hangs_is_left_alone(ssh_host, own_maste
     for each in stopped:
         os.kill(each, signal.SIGSTOP)
     try:
-        with remoter.connect(there.address, timeout=2) as session:
+        with remoter.connect(there.address, timeout=1.5) as session:
             assert session.run("6 * 7").text == "42"
     finally:
         for each in stopped:

@@ -87,38 +87,12 @@ def begin(address: Address, wish: Wish) -> Ssh:
     """
     verb: Literal["find", "start"] = "find" if wish.existing or wish.start is False else "start"
     task = Task(verb, name=address.name, lang=wish.lang, python=wish.python, prelude=wish.prelude)
-    return Ssh(address, task, ask=wish.ask_ssh, install=wish.install, say=_say)
+    return Ssh(address, task, ask=wish.ask_ssh, install=wish.install, say=say_to_person)
 
 
-def _say(text: str) -> None:
+def say_to_person(text: str) -> None:
     """A word to whoever waits."""
     print(f"-- {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def run_there(
-    address: Address, arguments: list[str], *, prelude: str | None = None, timeout: float = 30.0
-) -> subprocess.CompletedProcess[str]:
-    """Run `remoter ARGUMENTS` on that machine, in a login shell; returns its outcome, as `subprocess.run` does.
-
-    Args:
-        timeout: seconds for the command, and at most for the login of who is not asked.
-
-    Raises:
-        ConnectError, AuthError, KeyChangedError: it was not reached. ConnectError: no remoter is there.
-    """
-    task = Task("run", prelude=prelude, arguments=tuple(arguments))
-    asks = can_ask_on_terminal()
-    with Channel(command(address, batch=not asks, ControlMaster="no"), task, on_terminal=asks) as channel:
-        answer = Answer(channel, address, asks, min(timeout, ASKED), say=_say)
-        found = Found.of(answer.read("raw"))
-        if found.failed:
-            raise failure(found, address)
-        output = channel.read_rest(timeout).decode(errors="replace")
-        code = channel.wait(ASKED)
-        is_its_own = any(line.startswith("error: ") for line in channel.said)  # 255 is also a code of ours
-        if code is None or code < 0 or (code == 255 and not is_its_own):
-            raise _ssh_errors.explain("\n".join(channel.said), code, address, may_ask=asks)
-        return subprocess.CompletedProcess(arguments, code, output, "\n".join(channel.said))
 
 
 # --- the way to one session ------------------------------------------------------------------

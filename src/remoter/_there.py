@@ -11,10 +11,13 @@ from typing import Any
 
 import msgspec
 
-from ._channel import told
+from . import _ssh_errors
+from ._address import Address
+from ._bootstrap import Task
+from ._channel import ASKED, Answer, Channel, Found, can_ask_on_terminal, command, failure, told
 from ._errors import AddressError, ConnectError, RemoterError
 from ._saved import Saved
-from ._ssh import run_there
+from ._ssh import say_to_person
 from ._ssh_errors import escape
 
 __all__ = ["ask_there", "check_there", "escape", "log_there", "print_there", "read_there"]
@@ -29,6 +32,32 @@ def ask_there(
         RemoterError: it was not reached, or has no remoter.
     """
     return run_there(there.address, arguments, prelude=there.prelude, timeout=timeout)
+
+
+def run_there(
+    address: Address, arguments: list[str], *, prelude: str | None = None, timeout: float = 30.0
+) -> subprocess.CompletedProcess[str]:
+    """Run `remoter ARGUMENTS` on that machine, in a login shell; returns its outcome, as `subprocess.run` does.
+
+    Args:
+        timeout: seconds for the command, and at most for the login of who is not asked.
+
+    Raises:
+        ConnectError, AuthError, KeyChangedError: it was not reached. ConnectError: no remoter is there.
+    """
+    task = Task("run", prelude=prelude, arguments=tuple(arguments))
+    asks = can_ask_on_terminal()
+    with Channel(command(address, batch=not asks, ControlMaster="no"), task, on_terminal=asks) as channel:
+        answer = Answer(channel, address, asks, min(timeout, ASKED), say=say_to_person)
+        found = Found.of(answer.read("raw"))
+        if found.failed:
+            raise failure(found, address)
+        output = channel.read_rest(timeout).decode(errors="replace")
+        code = channel.wait(ASKED)
+        is_its_own = any(line.startswith("error: ") for line in channel.said)  # 255 is also a code of ours
+        if code is None or code < 0 or (code == 255 and not is_its_own):
+            raise _ssh_errors.explain("\n".join(channel.said), code, address, may_ask=asks)
+        return subprocess.CompletedProcess(arguments, code, output, "\n".join(channel.said))
 
 
 def check_there(there: Saved, done: subprocess.CompletedProcess[str]) -> None:
