@@ -18,7 +18,7 @@ import pytest
 
 from remoter import __version__, _install, _requirements, _wheels
 from remoter._bootstrap import COMMAND
-from remoter._errors import ConnectError, RemoterError, VersionError, render
+from remoter._errors import ConnectError, RemoterError, render
 
 from .waiting import wait_for
 
@@ -467,13 +467,6 @@ def test_without_install_the_error_names_the_three_ways():
     ]:
         assert part in shown
     assert "nor is there a `python3`" in render(_install.missing(None, "big", "ssh://big"))
-
-
-def test_one_too_old_is_named_with_the_command_that_mends_it():
-    error = _install.too_old("0.0.3", "big", "ssh://big")
-    assert isinstance(error, VersionError)
-    assert "remoter 0.0.3 on big is too old" in error.message
-    assert "remoter client ssh://big --install" in error.hints[0]
 
 
 # --- wheels and requirements -----------------------------------------------------------------

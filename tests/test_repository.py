@@ -121,7 +121,7 @@ def what_stays(line, host):
         (r"Python \d+\.\d+\.\d+\S*", "Python V"),
         (r"pid \d+", "pid N"),
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
-        (r"\d\d:\d\d", "HH:MM"),
+        (r"\d\d:\d\d(-\d\d:\d\d)?", "HH:MM"),
         (r"\d+ MB", "N MB"),
         (r"(busy|for|after) [\d.]+ s\b", r"\1 N s"),
         (r" {2,}", "  "),

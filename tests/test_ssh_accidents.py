@@ -348,7 +348,7 @@ def test_a_socket_path_that_is_too_long_there_is_told_as_it_is_there(ssh_host, h
     assert (failed.id, failed.message) == ("start", "no session could be started on there")
     assert "too long" in failed.cause
     assert "REMOTER_RUNTIME_DIR" in failed.hint
-    assert not there.processes()
+    wait_for(lambda: not there.processes(), what="nothing is left there")
 
 
 def test_two_commands_that_start_in_the_same_moment_share_one_session(ssh_host):
@@ -394,7 +394,7 @@ def test_in_a_home_of_several_machines_each_has_its_own_session_of_a_name(ssh_ho
     elsewhere.chmod(0o600)
     there.end_sessions()
     done = check_answers(there.address)
-    assert f"-- started `main` on {here}; this is {here}; `main` runs on node17" in done.stderr
+    assert f"-- started `main` on {here}; `main` runs on node17; there leads to {here}" in done.stderr
     listed = run("ls", there.address).stdout
     assert re.search(rf"^main +{here} +Python .* idle", listed, re.MULTILINE), listed
     assert re.search(r"^main +node17 +Python +on node17", listed, re.MULTILINE), listed
@@ -443,7 +443,7 @@ def test_a_limit_of_file_sizes_there_is_told(ssh_host):
     failed = fail(there.address, "--prelude", "ulimit -f 0")
     assert failed.id == "start"
     assert "File too large" in failed.text, failed.text
-    assert not there.processes()
+    wait_for(lambda: not there.processes(), what="nothing is left there")
 
 
 # --- ways that are closed, and ways of the user's own ----------------------------------------

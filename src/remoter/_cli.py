@@ -136,7 +136,7 @@ def server(
         **options,
     )
     if as_json:
-        _print_json(_described(ready, configuration))
+        _print_json(_launcher.described(ready, configuration))
     else:
         click.echo(_launcher.banner(ready, configuration))
         if background:
@@ -543,23 +543,6 @@ def doctor(target: Target, as_json: bool) -> int:
 
 
 # --- what the commands share -----------------------------------------------------------------
-
-
-def _described(ready: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
-    """A session that has just been started, for programs; no secret but a made-up password."""
-    from ._launcher import whole_address
-
-    record, worker = ready["record"], ready["worker"]
-    return {
-        "address": whole_address(record, configuration),
-        **{key: record[key] for key in ("name", "host", "port", "journal", "server_public")},
-        "listen": configuration["listen"],
-        "password": configuration["password"] if configuration["made_up"] else None,
-        "fingerprint": ready.get("fingerprint"),
-        "pid": worker.get("pid"),
-        "python": worker.get("python"),
-        "version": worker.get("version"),
-    }
 
 
 def _print_json(value: object) -> None:

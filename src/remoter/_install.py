@@ -35,7 +35,7 @@ import msgspec
 
 from . import __version__
 from ._bootstrap import Reader, Task, render
-from ._errors import ConnectError, RemoterError, VersionError
+from ._errors import ConnectError, RemoterError
 from ._wheels import Far, NoWheelsError, gather, last_words, pack_own
 
 PLACE = "~/.local/share/remoter"
@@ -205,34 +205,20 @@ def missing(python: str | None, host: str, address: object) -> ConnectError:
         host: what to call the machine.
         address: what was typed, to type again.
     """
+    version = re.search(r" (\d+)\.(\d+)", python or "")
+    is_old = version is not None and (int(version[1]), int(version[2])) < (3, 11)
     return ConnectError(
         f"no remoter on {host}",
         cause=f"it is neither in {PLACE} nor on PATH there; "
         + (f"Python is {python}" if python else "nor is there a `python3`"),
         hints=[
-            f"let it be put into {PLACE} there: `remoter client {address} --install`",
+            f"let it be put into {PLACE} there: `remoter client {address} --install`"
+            + (", which needs Python 3.11 or newer, or `uv` there" if is_old or not python else ""),
             f"or install it there yourself, on {host}: `uv tool install remoter` or `pipx install remoter`",
             'or say how it is found there: `--prelude "module load remoter"` or '
             '`--prelude "source ENVIRONMENT/bin/activate"`',
         ],
         id="no-remoter",
-    )
-
-
-def too_old(version: str, host: str, address: object) -> VersionError:
-    """The remoter there does not know what this one asks of it.
-
-    Args:
-        version: of the one there.
-        host: what to call the machine.
-        address: what was typed, to type again.
-    """
-    return VersionError(
-        f"remoter {version} on {host} is too old for the {__version__} here",
-        hints=[
-            f"put {__version__} into {PLACE} there: `remoter client {address} --install`",
-            f"or do it on {host}: `uv tool upgrade remoter` or `pipx upgrade remoter`",
-        ],
     )
 
 

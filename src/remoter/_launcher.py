@@ -222,6 +222,21 @@ def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def described(ready: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
+    """A session that has just been started, for programs; no secret but a made-up password."""
+    record, worker = ready["record"], ready["worker"]
+    return {
+        "address": whole_address(record, configuration),
+        **{key: record[key] for key in ("name", "host", "port", "journal", "server_public")},
+        "listen": configuration["listen"],
+        "password": configuration["password"] if configuration["made_up"] else None,
+        "fingerprint": ready.get("fingerprint"),
+        "pid": worker.get("pid"),
+        "python": worker.get("python"),
+        "version": worker.get("version"),
+    }
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach the address."""
     try:

@@ -92,7 +92,7 @@ def begin(address: Address, wish: Wish) -> Ssh:
 
 def say_to_person(text: str) -> None:
     """A word to whoever waits."""
-    print(f"-- {text}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"-- {_ssh_errors.escape(text)}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 # --- the way to one session ------------------------------------------------------------------
@@ -354,16 +354,28 @@ class Ssh:
         named = f"session `{self.address.name}`" if self.address.name else "session"
         raise ConnectError(
             f"no {named} runs on {host}",
-            cause=_elsewhere(found),
-            hints=f"`remoter client {self.address}` starts one",
+            cause=self._elsewhere(found),
+            hints=[
+                f"`remoter client ssh://{there}/{name}` reaches `{name}`" for there, name in found.others[:3]
+            ]
+            + [f"`remoter client {self.address}` would start one"],
             id="no-session",
         )
+
+    def _elsewhere(self, found: Found) -> str | None:
+        """The same user's sessions on other machines of his home, in a sentence."""
+        if not found.others:
+            return None
+        host, name = found.others[0]
+        here = "" if self.address.host == found.host else f"; {self.address.host} leads to {found.host}"
+        more = f", and {len(found.others) - 1} more elsewhere" if len(found.others) > 1 else ""
+        return f"`{name}` runs on {host}{more}{here}"
 
     def _tell(self, found: Found) -> None:
         """What the person would otherwise wonder about."""
         assert self.record is not None
         if found.started:
-            if elsewhere := _elsewhere(found):
+            if elsewhere := self._elsewhere(found):
                 self.say(f"started `{self.record.name}` on {found.host}; {elsewhere}")
         elif self.task.verb == "start":
             unused = [
@@ -535,15 +547,6 @@ class Ssh:
 
 def _closed() -> LinkLostError:
     return LinkLostError("the connection was closed", id="closed")
-
-
-def _elsewhere(found: Found) -> str | None:
-    """The same user's sessions on other machines of his home, in a sentence."""
-    if not found.others:
-        return None
-    host, name = found.others[0]
-    more = f", and {len(found.others) - 1} more elsewhere" if len(found.others) > 1 else ""
-    return f"this is {found.host}; `{name}` runs on {host}{more}"
 
 
 # --- the private directory -------------------------------------------------------------------
