@@ -484,14 +484,14 @@ def test_the_users_own_shell_is_the_login_shell_if_it_can_run_a_prelude():
 
 
 def test_a_program_that_was_put_there_comes_before_others_and_one_on_the_path_before_the_rest(fake):
-    only_tools()
+    tools = only_tools()
     path = Path(os.environ["HOME"]).parent / "path"
     with open(Path(os.environ["HOME"]) / ".profile", "a") as file:
         file.write(f":{path}")
     places = [".local/bin/remoter", "../path/remoter", ".local/share/remoter/bin/remoter"]
     for version, place in enumerate(places):
         path = install(f"#!/bin/sh\necho remoter 1.{version}\n", place)
-        said = do(Task("look"))
+        said = do(Task("look"), PATH=tools)
         (found,) = said.of("program")
         where, _, its_version = found.rpartition(" ")
         assert (Path(where).resolve(), its_version) == (path.resolve(), f"1.{version}")
@@ -499,7 +499,7 @@ def test_a_program_that_was_put_there_comes_before_others_and_one_on_the_path_be
 
 def test_without_remoter_it_is_told_which_python_there_is():
     tools = only_tools()
-    said = do(Task("start"))
+    said = do(Task("start"), PATH=tools)
     assert said.words == ["hello", "login", "failed", "end"]
     assert said.of("failed") == ["remoter 127"]
     python = Path(tools) / "python3"
