@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -157,6 +158,17 @@ def start(home):
     yield begin
     for session in started:
         session.kill()
+
+
+def quiet_port(*addresses):
+    """A port that is free on all of them, and that nobody is given who asks for any."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for address in addresses:
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                stack.enter_context(socket.create_server((address, port), family=family))
+            return port
 
 
 def free_port():
@@ -538,8 +550,8 @@ def test_all_addresses_get_the_same_port(listeners):
 
 
 def test_a_port_that_one_address_has_not_is_not_half_taken(listeners):
-    with socket.create_server(("127.0.0.3", 0)) as other:
-        port = other.getsockname()[1]
+    port = quiet_port("127.0.0.1", "127.0.0.3")
+    with socket.create_server(("127.0.0.3", port)):
         with pytest.raises(_keeper.Refusal, match="is taken"):
             listeners(["127.0.0.1", "127.0.0.3"], port)
         assert listeners(["127.0.0.1"], port) == [("127.0.0.1", port)]
@@ -556,8 +568,8 @@ def has_ipv6():
 def test_an_ipv6_address_may_be_written_in_brackets(listeners):
     if not has_ipv6():
         pytest.skip("no IPv6 here")
-    (address, port), *_ = listeners(["[::1]"], 0)
-    assert address == "::1"
+    port = quiet_port("127.0.0.1", "::1")
+    assert listeners(["[::1]"], port) == [("::1", port)]
     assert listeners(["127.0.0.1"], port) == [("127.0.0.1", port)]
 
 

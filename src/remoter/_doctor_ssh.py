@@ -327,7 +327,7 @@ class Journey:
             return mark, f"{why}; the bridge leads to the session", *do
         raise ConnectError(
             f"neither forwarding nor the bridge leads to session `{self.record.name}`",
-            cause=self.way.tunnel.detail or "its socket does not answer",
+            cause=(self.way.tunnel and self.way.tunnel.detail) or "its socket does not answer",
             hints=f"`remoter ls {self.address}` shows whether it is well",
             id="ssh-forward",
         )

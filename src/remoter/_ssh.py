@@ -49,6 +49,7 @@ from ._errors import AuthError, ConnectError, LinkLostError, RemoterError
 
 if TYPE_CHECKING:
     from ._records import Record
+    from ._tunnel import Tunnel
 
 try:
     import fcntl
@@ -197,7 +198,7 @@ class Ssh:
         self.started = False
         self.socket: Path | None = None
         self.master: Master | None = None
-        self.tunnel: Any = None
+        self.tunnel: Tunnel | None = None
         self.is_forbidden = False  # sshd lets nobody forward
         self.may_borrow = True  # the user's own master has not failed us
         self.is_doubted = False
