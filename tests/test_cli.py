@@ -178,8 +178,27 @@ def test_a_mistake_of_ours_is_shown_whole_and_as_such(capsys, monkeypatch):
     monkeypatch.setattr(_listing, "sessions", fail)
     code, _, err = call(capsys, "ls")
     assert code == 1
-    assert "ValueError: odd" in err
-    assert "[bug]" in err
+    assert "Traceback (most recent call last):" in err
+    assert "\nerror: remoter itself failed; a traceback is for its authors   [bug]\n" in err
+    # What a client sees who asks for it over ssh, of which he gets the causes and hints.
+    assert re.search(r"^cause: ValueError: odd \(test_cli.py, line \d+\)$", err, re.MULTILINE)
+
+
+def test_a_mistake_of_ours_on_another_machine_is_told_here(capsys, monkeypatch):
+    from remoter import _there
+
+    def fail():
+        raise ValueError("odd\nand long")
+
+    monkeypatch.setattr(_listing, "sessions", fail)
+    said = call(capsys, "ls")[2]
+    monkeypatch.setattr(
+        _there, "run_there", lambda _, words, **__: subprocess.CompletedProcess(words, 1, "", said)
+    )
+    code, _, err = call(capsys, "ls", "ssh://big")
+    assert code == 1
+    assert "error: on big: remoter itself failed" in err
+    assert "cause: ValueError: odd (test_cli.py, line " in err
 
 
 def test_our_tracebacks_are_shown_only_with_debug(capsys):
@@ -278,6 +297,16 @@ def test_a_failure_to_start_speaks_in_words(home):
     assert "/nonexistent" in done.stderr
     assert "No such file" in done.stderr
     assert "Errno" not in done.stderr
+
+
+def test_an_interpreter_that_is_none_is_told_in_a_few_words(home):
+    done = remoter("server", "--background", "--port", "0", "--python", "/bin/sh")
+    assert done.returncode == 1
+    assert "error: cannot start an interpreter with `/bin/sh`   [python]\ncause: " in done.stderr
+    assert "exit code" in done.stderr
+    assert "yntax error" in done.stderr
+    assert len(done.stderr) < 600
+    assert len(done.stderr.splitlines()) == 3
 
 
 def test_a_start_that_fails_on_the_way_says_why_once(home):
@@ -384,6 +413,25 @@ def test_a_damaged_connection_file_stands_in_the_way_of_its_own_session_only(ser
     assert refused.returncode == 255
     assert "error: cannot read the connection file" in refused.stderr
     assert remoter("stop", "--all").returncode == 0
+
+
+def test_what_is_no_connection_file_is_left_out_and_named(served, home):
+    directory = home / "state" / "servers"
+    (directory / "x.json").mkdir()
+    (directory / "dead.json").symlink_to("/nonexistent/x")
+    os.mkfifo(directory / "pipe.json", 0o600)
+    (directory / "deep.json").write_text("[" * 100_000)
+    (directory / "deep.json").chmod(0o600)
+    for words in [["batch", served.name, "-c", "1"], ["log", "--json"], ["ls"], ["stop", "--all"]]:
+        done = remoter(*words)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        if words[0] in ("batch", "log"):  # they look no further than to what they mean
+            continue
+        for name in ("x", "dead", "pipe", "deep"):
+            assert f"{directory / name}.json`" in done.stderr
+        assert f"it is no connection file: remove it, `rm -r {directory}/x.json`" in done.stderr
+    assert (directory / "x.json").is_dir()
 
 
 def test_a_connection_file_that_was_removed_is_written_again_when_it_is_missed(served):

@@ -73,6 +73,24 @@ def test_where_somebody_was_first_the_error_names_the_variable_for_another_place
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="gives a directory to somebody else")
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link"])
+def test_what_is_no_plain_file_is_refused_at_once(home, kind):
+    path = home / "odd"
+    if kind == "directory":
+        path.mkdir(mode=0o700)
+    elif kind == "pipe":
+        os.mkfifo(path, 0o600)  # opened for reading, it waits for who writes
+    else:
+        path.symlink_to("/etc/passwd")
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(RemoterError) as refused:
+        _config.read_private(path)
+    assert refused.value.id == "private-file"
+    assert f"`{path}`" in refused.value.message
+    assert len(os.listdir("/dev/fd")) == before
+    assert not _config.is_locked(home / "a\0b")
+
+
 def test_locks_in_a_directory_of_somebody_else_are_not_looked_at(monkeypatch, home):
     place = home / "theirs"
     (place / "main").mkdir(parents=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from remoter import _channel, _doctor, _saved
+from remoter import _answer, _doctor, _saved
 from remoter._address import parse
 
 from .sshd import processes_of
@@ -179,7 +179,7 @@ def test_a_shell_that_ends(ssh_host):
 
 
 def test_a_shell_that_hangs(ssh_host, monkeypatch):
-    monkeypatch.setattr(_channel, "ASKED", 1.0)
+    monkeypatch.setattr(_answer, "ASKED", 1.0)
     there = ssh_host(shell="echo Pick a project:\nexec cat >/dev/null\n")
     seen, hints = assert_breaks_at(examine(there.address), "login shell")
     assert "does not run what it is given" in seen

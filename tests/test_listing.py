@@ -194,11 +194,17 @@ def test_ls_of_what_ssh_does_not_reach_is_refused_with_a_hint(capsys, address, h
 @pytest.fixture
 def answer(monkeypatch):
     """Plays another machine: what `remoter` prints there, and how it ends."""
-    asked = []
+
+    class Asked(list):
+        preludes = []  # noqa: RUF012
+
+    asked = Asked()
+    asked.preludes = []
 
     def play(stdout="", stderr="", code=0):
-        def run_there(address, arguments, **_):
+        def run_there(address, arguments, prelude=None, **_):
             asked.append((str(address), *arguments))
+            asked.preludes.append(prelude)
             return subprocess.CompletedProcess(arguments, code, stdout, stderr)
 
         monkeypatch.setattr(_there, "run_there", run_there)
@@ -271,6 +277,60 @@ def test_a_name_that_is_saved_for_an_ssh_address_lists_that_machine(capsys, answ
     assert len(asked) == 1
 
 
+def test_what_to_type_is_made_here_and_not_taken_from_a_list(capsys, answer):
+    row = {"host": "node17", "here": False, "state": "elsewhere", "reach": "x; rm -rf ~"}
+    answer(
+        json.dumps(
+            [
+                {**row, "name": "good"},
+                {**row, "name": "-oProxyCommand"},
+                {**row, "name": "n", "host": "h/x;"},
+                {**row, "name": "odd", "host": "a@b"},
+                {**row, "name": "main", "here": True, "state": "idle"},
+            ]
+        )
+    )
+    code, _, err = call(capsys, "ls", "ssh://ana@big:2222")
+    assert (code, err) == (0, "hint: `remoter client ssh://ana@node17/good` reaches `good` on node17\n")
+    rows = json.loads(call(capsys, "ls", "ssh://ana@big:2222", "--json")[1])
+    assert [row["reach"] for row in rows] == [
+        "ssh://ana@node17/good",
+        "",
+        "",
+        "",
+        "ssh://ana@big:2222/main",
+    ]
+
+
+def test_a_prelude_runs_there_before_whatever_is_asked(capsys, answer, monkeypatch):
+    def connect(target, **_):
+        assert (target.there.prelude, target.python) == (preludes[0], None)
+        raise error
+
+    error = ConnectError("it does not answer", id="connect")
+    monkeypatch.setattr(_usage.Target, "connect", connect)
+    save_name("big", parse("ssh://ana@big"), prelude="module load saved")
+    typed = ["--prelude", "module load typed # ssh://x"]
+    for more, preludes in ([], ["module load saved"]), (typed, [typed[1]]):
+        asked = answer("[]")
+        call(capsys, "ls", "big", *more)
+        call(capsys, "stop", "big", *more)
+        call(capsys, "stop", "big", "--all", *more)
+        error.id = "no-session"
+        call(capsys, "log", "big", *more)
+        error.id = "connect"
+        assert [words[1] for words in asked] == ["ls", "stop", "stop", "log"]
+        assert asked.preludes == preludes * 4
+        asked.clear()
+        asked.preludes.clear()
+    asked = answer("{}")
+    call(capsys, "keys", *typed, "ssh://big")
+    call(capsys, "keys", "ssh://big", *typed)
+    call(capsys, "keys", "trust", "ssh://big", *typed)
+    assert asked == [("ssh://big", "keys", "--json")] * 3
+    assert asked.preludes == [typed[1]] * 3
+
+
 def test_stop_all_on_another_machine(capsys, answer):
     asked = answer("ended `one`\nended `\x1btwo`\n", "error: no answer   [x]\n", 255)
     code, out, err = call(capsys, "stop", "ssh://big", "--all")
@@ -325,3 +385,23 @@ def test_sessions_there_are_started_listed_logged_and_stopped(ssh_host):
     missing = remoter("log", "ssh://there/nosuch").stderr
     assert missing.startswith("error: on there: no session `nosuch` ended here within the last 7 days")
     assert remoter("stop", "ssh://there", "--all").stdout == "on there: no session runs here\n"
+
+
+def test_where_only_a_prelude_has_remoter_every_command_takes_it(ssh_host):
+    ssh_host(remoter=False)
+    prelude = ["--prelude", f"PATH={Path(sys.executable).parent}:$PATH"]
+    done = remoter("batch", "ssh://there", *prelude, "-c", "print('printed there')")
+    assert done.stdout == "printed there\n", done.stderr
+    assert "no remoter" in remoter("ls", "ssh://there").stderr
+    assert re.search(
+        r"^main +Python 3\S+ +idle ", remoter("ls", "ssh://there", *prelude).stdout, re.MULTILINE
+    )
+    assert "as a server" in remoter("keys", *prelude, "ssh://there").stdout
+    assert remoter("restart", "ssh://there", *prelude).returncode == 0
+    assert remoter("interrupt", "ssh://there", *prelude).returncode == 0
+    looked = remoter("doctor", "ssh://there", *prelude)
+    assert looked.returncode == 0, looked.stdout
+    assert str(Path(sys.executable).parent / "remoter") in looked.stdout
+    assert remoter("stop", "ssh://there", *prelude).stdout == "ended `main` on there\n"
+    assert "printed there" in remoter("log", "ssh://there/main", *prelude).stdout
+    assert remoter("stop", "ssh://there", "--all", *prelude).stdout == "on there: no session runs here\n"

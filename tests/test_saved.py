@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from remoter import _cli, _saved, _there
+from remoter import _cli, _saved, _ssh, _there
 from remoter._address import key_to_text, parse
 from remoter._errors import AddressError, NameNotFoundError, RemoterError
 from remoter._saved import forget_name, read_saved, save_name, saved_names
@@ -186,6 +186,17 @@ def test_wrong_words_after_keys_are_usage_errors(capsys, words, said):
         (["batch", "big:55555", "--prelude", "x", "-c", "1"], "`--prelude` is for"),
         (["batch", "--install", "-c", "1"], "`--install` is for"),
         (["client", "nosuch", "--install"], "give its address as `ssh://nosuch`"),
+        (["ls", "--prelude", "x"], "`--prelude` is for"),
+        (["ls", "big:55555", "--prelude", "x"], "give its address as `ssh://big`"),
+        (["log", "--prelude", "x"], "`--prelude` is for"),
+        (["stop", "--all", "--prelude", "x"], "`--prelude` is for"),
+        (["restart", "big:55555", "--prelude", "x"], "`--prelude` is for"),
+        (["interrupt", "--prelude", "x"], "`--prelude` is for"),
+        (["doctor", "--prelude", "x"], "`--prelude` is for"),
+        (["keys", "--prelude", "ssh://x"], "`--prelude` is for"),
+        (["keys", "--prelude", "x", "forget", "y"], "`--prelude` stands before `forget`"),
+        (["keys", "trust", "KEY", "big", "--prelude", "x"], "`--prelude` is for"),
+        (["client", "ssh://big", "--save", "main"], "`main` cannot be the name of an address"),
         (["client", "--save", "x"], "only an address can have a name"),
         (["client", "ssh://big", "--save", "a b"], "`a b` cannot be a name"),
         (["client", "ssh://big", "--lang", "cobol"], "cobol"),
@@ -204,6 +215,20 @@ def test_the_options_have_variables(capsys, monkeypatch):
     monkeypatch.delenv("REMOTER_BATCH_PRELUDE")
     monkeypatch.setenv("REMOTER_BATCH_INSTALL", "1")
     assert "`--install` is for" in call(capsys, "batch", "-c", "1")[2]
+
+
+def test_only_what_was_typed_is_news_when_it_is_not_used(monkeypatch):
+    wishes = []
+
+    def begin(_, wish):
+        wishes.append((wish.is_typed, wish.prelude, wish.python))
+        raise RemoterError("enough")
+
+    monkeypatch.setattr(_ssh, "begin", begin)
+    save_name("big", parse("ssh://big"), prelude="saved", python="/saved")
+    for words in [[], ["--prelude", "typed"], ["--python", "/typed"]]:
+        assert _cli.main(["batch", "big", "-c", "1", *words]) == 1
+    assert wishes == [(False, "saved", "/saved"), (True, "typed", "/saved"), (True, "saved", "/typed")]
 
 
 def test_no_start_never_offers_to_start_one(capsys, monkeypatch):
@@ -238,7 +263,8 @@ def test_a_host_and_port_is_saved_with_the_key_that_was_proved(served):
     assert f"-- saved as `big` in place of remoter://{place}/#" in again
 
 
-def test_a_name_that_a_session_here_has_is_refused_before_connecting(capsys, served):
+def test_a_name_that_a_session_here_has_is_refused_before_connecting(capsys, serve):
+    served = serve(name="work")
     code, _, err = call(capsys, "client", "ssh://nosuch", "--save", served.name)
     assert code == 2
     assert f"`{served.name}` is a session on this machine" in err

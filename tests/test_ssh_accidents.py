@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 import remoter
-from remoter import _channel, _ssh
+from remoter import _answer, _bootstrap, _channel, _ssh
+from remoter._address import parse
+from remoter._there import run_there
 
 from .processes import read_of, words_of
 from .sshd import LOOPBACK, SYSTEM_PATH
@@ -191,7 +193,7 @@ def test_login_files_that_hang_are_given_up_in_time_and_ended(ssh_host):
 
 def test_a_prelude_that_hangs_is_given_up_and_named(ssh_host, monkeypatch):
     there = ssh_host()
-    monkeypatch.setattr(_channel, "STARTING", 1.0)
+    monkeypatch.setattr(_answer, "STARTING", 1.0)
     with pytest.raises(remoter.ConnectError, match="the prelude on there takes longer than 1 s"):
         remoter.connect(there.address, prelude="sleep 62; :")
     wait_for(lambda: not there.processes(), what="nothing hangs there any more")
@@ -937,3 +939,89 @@ def test_a_session_that_is_not_secure_says_so_also_through_ssh(ssh_host):
     assert done.stdout == "42\n", done.stderr
     assert "main" in run("ls", there.address).stdout
     check_left(there)
+
+
+# --- a far side that means no good -------------------------------------------------------------
+
+
+ANSWERS = """
+while IFS= read -r line; do case $line in text=*nonce=*) mark=${{line#*nonce=}}; break ;; esac; done
+say() {{ printf "remoter:$mark %b\\n" "$1"; }}
+{lines}
+sleep 20
+"""
+
+
+def answering(*lines):
+    """A login shell that knows our mark, and says what it likes."""
+    return ANSWERS.format(lines="\n".join(lines))
+
+
+def test_control_characters_of_the_other_side_never_reach_the_terminal(ssh_host):
+    pwn = "\\033]0;pwn\\007"
+    there = ssh_host(
+        shell=answering(
+            f'say "hello L x ho{pwn}st"',
+            f'say "failed start 1"; say "said error: no {pwn} way"; say "said hint: {pwn}"; say end',
+        )
+    )
+    for words in (["batch", there.address, "-c", "1"], ["ls", there.address], ["stop", there.address]):
+        done = run(*words)
+        assert done.returncode == 255, done
+        assert "pwn" in done.stderr
+        assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_an_endless_line_is_not_kept():
+    reader = _bootstrap.Reader("abc")
+    for _ in range(64):
+        assert reader.feed(b"remoter:abc record " + b"x" * 1_000_000) == []
+    assert len(reader._pending) <= 2 * _bootstrap.LONGEST_LINE
+    assert len(reader.noise) <= _bootstrap.NOISE
+
+
+def test_who_says_the_same_again_and_again_is_given_up(ssh_host):
+    there = ssh_host(shell=answering("while :; do say 'hello L x host'; sleep 0.1; done"))
+    began = time.monotonic()
+    with pytest.raises(remoter.ConnectError):
+        remoter.connect(there.address, timeout=1)
+    assert time.monotonic() - began < 8
+
+
+def test_a_connection_file_that_cannot_be_read_harms_no_other(ssh_host):
+    there = ssh_host()
+    assert run("batch", there.address, "-c", "x = 1").returncode == 0
+    [record] = (there.state / "servers").glob("*.json")
+    bad = record.with_name(record.name.replace("main", "bad"))
+    bad.write_text(record.read_text().replace('"main"', '"bad"')[:-40])
+    bad.chmod(0o600)
+    assert run("batch", there.address, "-c", "x").stdout == "1\n"
+    failed = fail(f"{there.address}/bad", "--no-start")
+    assert failed.message == "cannot read a connection file on there"
+    assert "`remoter ls`" in failed.hint
+
+
+def test_a_hanging_login_shell_is_named_by_commands_that_run_there_too(ssh_host, monkeypatch):
+    monkeypatch.setattr(_answer, "ASKED", 1.0)
+    there = ssh_host(shell="sleep 20; exit")
+    with pytest.raises(remoter.ConnectError, match="login shell"):
+        run_there(parse(there.address), ["ls"])
+
+
+def test_a_person_who_waits_for_a_login_is_told_and_it_ends(ssh_host, monkeypatch, capfd):
+    monkeypatch.setattr(_ssh, "can_ask_on_terminal", lambda: True)
+    monkeypatch.setattr(_answer, "WAITING", 0.2)
+    monkeypatch.setattr(_channel, "CONNECTING", "2")
+    there = ssh_host()
+    there.freeze()
+    with pytest.raises(remoter.ConnectError, match=r"no answer|timed out"):
+        remoter.connect(there.address)
+    assert (
+        "-- ssh has not logged in to there yet; if it asks nothing, Ctrl-C gives up" in capfd.readouterr().err
+    )
+
+
+def test_a_program_that_is_no_command_is_told(monkeypatch):
+    monkeypatch.setenv("REMOTER_SSH", "ssh 'x")
+    failed = fail("ssh://there")
+    assert failed.message == "the variable REMOTER_SSH is no command"

@@ -61,10 +61,6 @@ SAID = [
         "Connection timed out during banner exchange\r\nConnection to 10.0.0.7 port 22 timed out\r\n",
         (ConnectError, "ssh-timeout", "no answer from `there`", "banner exchange", "firewall"),
     ),
-    (  # ours, when ssh is not done after all the time it had
-        "\nssh: connect: Connection timed out",
-        (ConnectError, "ssh-timeout", "no answer from `there`", "timed out", "firewall"),
-    ),
     (
         "Timeout, server there not responding.\r\n",
         (ConnectError, "ssh-timeout", "no answer from `there`", "not responding", "firewall"),
@@ -354,6 +350,13 @@ def test_the_login_shell_is_named_when_it_is_at_fault():
     assert r"\x1b[2J" in shell_ended(THERE, b"\x1b[2J\xff", None).cause
     closed = shell_ended(THERE, b"This account is currently not available.\n", 1)
     assert closed.id == "ssh-login"
+
+
+def test_times_are_told_as_a_person_reads_them():
+    seconds = [0.0004, 0.0123, 0.0996, 0.4123, 0.9949, 0.9999, 1.26, 9.99996, 12.3, 61.7]
+    shown = ["0.4 ms", "12 ms", "100 ms", "410 ms", "990 ms", "1 s", "1.3 s", "10 s", "12 s", "62 s"]
+    assert [_ssh_errors.lasted(each) for each in seconds] == shown
+    assert no_answer_from_shell(THERE, b"", 9.99996).cause == "nothing for 10 s, and nothing printed"
 
 
 def test_there_may_be_no_ssh_at_all(monkeypatch):

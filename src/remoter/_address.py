@@ -14,6 +14,7 @@ Nothing here looks at the network or at files: which meaning a word has is found
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import re
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ._errors import AddressError
 
 DEFAULT_PORT = 55555
 HIGHEST_PORT = 65535
+LONGEST_NAME = 40  # of a session
 LOWEST_PORT = 1024  # what is below needs root
 
 _WORD = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\Z")
@@ -181,20 +183,27 @@ def _ssh(text: str, rest: str, given: int | None) -> Address:
         hint = "never write a password into an address" if ":" in user else "write `ssh://user@big`"
         raise AddressError(f"address `{text}` has no user that ssh could mean", hints=hint)
     host, written = _host_and_port(text, place)
-    port = None if written is None else _port_number(written)
-    if port == 0:
-        raise AddressError(f"address `{text}` has port 0, which nobody listens on", id="port")
+    port = None if written is None else _port_of_ssh(written)
     if given is not None and given != port:
         raise AddressError(
             f"address `{text}` goes through ssh, which finds the session's port itself",
             hints=f"leave port {given} out; a port in the address is that of ssh",
         )
-    if name and not _WORD.match(name):
+    if name and (not _WORD.match(name) or len(name) > LONGEST_NAME):
         raise AddressError(
             f"address `{text}` has `{name}` after the host, which is no name of a session",
             hints="write `ssh://big/main`",
         )
     return Address("ssh", host=host, port=port, user=user, name=name, text=text)
+
+
+def _port_of_ssh(written: str) -> int:
+    with contextlib.suppress(ValueError):
+        if written.isascii() and 0 < int(written) <= HIGHEST_PORT:
+            return int(written)
+    raise AddressError(
+        f"port `{written}` is not between 1 and {HIGHEST_PORT}", hints="leave it out for ssh's own", id="port"
+    )
 
 
 def _host_and_port(text: str, rest: str) -> tuple[str, str | None]:

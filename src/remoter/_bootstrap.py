@@ -40,6 +40,7 @@ COMMAND = "exec /bin/sh"
 PADDING = 64  # empty lines, for login files that read
 LONGEST = 120_000  # bytes: the script becomes one variable of an environment, which Linux limits to 128 KiB
 NOISE = 64 * 1024
+LONGEST_LINE = 1024 * 1024  # of a line that has not ended; the script's own are a few kB
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ class Reader:
                 self._pending.clear()
                 break
         kept = len(self._mark) - 1
-        if len(self._pending) > NOISE and self._mark not in self._pending:
+        if len(self._pending) > LONGEST_LINE or (
+            len(self._pending) > NOISE and self._mark not in self._pending
+        ):
             self._drop(self._pending[:-kept])
             del self._pending[:-kept]
         return lines

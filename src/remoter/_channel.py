@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import queue
 import select
@@ -14,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -25,29 +23,23 @@ from . import _ssh_errors
 from ._address import Address
 from ._bootstrap import COMMAND, Reader, Task, render
 from ._config import WINDOWS
-from ._errors import ConnectError, RemoterError
+from ._errors import ConnectError
 
 if TYPE_CHECKING:
-    from ._records import Record
-
-ASKED = 10.0
-"""Seconds for the script's first word, once ssh has logged in; and for short questions."""
-
-ENTERING = 20.0
-"""Seconds for the login shell there to read its login files."""
-
-STARTING = 60.0
-"""Seconds for a session to start there: modules are loaded, shared disks are slow."""
+    pass
 
 KILLING = 0.5
 """Seconds for a process that was told to end."""
 
+CONNECTING = "20"
+"""Seconds for the connection up to the first word of the other sshd, where a person may be asked later."""
+
+MOST_LINES = 10_000  # of the script's that nobody has taken: more come from no script of ours
+MOST_OUTPUT = 512 * 1024 * 1024
+
 LAST_WORDS = 1000  # milliseconds for what ssh says when its output has ended
 LONGEST_COMPLAINT = 64 * 1024
 SENDING = 100  # milliseconds between looks whether it takes more of a long script
-
-QUIET = 1.0
-"""Seconds after which what ssh says while it logs in is shown to the person."""
 
 _OPTIONS = {
     # What a configuration may hold for logins by hand, and what would be in the way here.
@@ -74,7 +66,6 @@ _ON_TERMINAL = 'trap "" INT QUIT TSTP; ' + _WATCHED.format(whom="$$")
 
 _APART = _WATCHED.format(whom="-$$")  # with the ssh processes of its jump hosts
 
-_SLOW = {"starting": "the start of a session", "prelude": "the prelude"}
 
 Say = Callable[[str], None]
 Asker = Callable[[str, bool], str | None]
@@ -86,7 +77,16 @@ def program() -> list[str]:
     Raises:
         ConnectError: there is none.
     """
-    words = shlex.split(os.environ.get("REMOTER_SSH") or "ssh")
+    named = os.environ.get("REMOTER_SSH") or "ssh"
+    try:
+        words = shlex.split(named)
+    except ValueError as error:
+        raise ConnectError(
+            "the variable REMOTER_SSH is no command",
+            cause=f"`{named}`: {str(error).lower()}",
+            hints='write it as in a shell: `REMOTER_SSH="ssh -F FILE"`',
+            id="ssh-missing",
+        ) from None
     if WINDOWS:
         raise ConnectError(
             "`ssh://` addresses do not work from Windows yet",
@@ -101,7 +101,8 @@ def program() -> list[str]:
 def command(address: Address, *more: str, batch: bool = False, **options: str) -> list[str]:
     """The words that reach that host, up to and with its name."""
     words = [*program(), "-T", *more]
-    for key, value in {**_OPTIONS, **({"BatchMode": "yes"} if batch else {}), **options}.items():
+    how = {"BatchMode": "yes"} if batch else {"ConnectTimeout": CONNECTING}
+    for key, value in {**_OPTIONS, **how, **options}.items():
         words += ["-o", f"{key}={value}"]
     words += ["-p", str(address.port)] if address.port is not None else []
     words += ["-l", address.user] if address.user else []
@@ -119,6 +120,22 @@ def can_ask_on_terminal() -> bool:
     try:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def is_typing_hidden() -> bool:
+    """Whether somebody types a password on our terminal just now, as ssh asks for it."""
+    try:
+        import termios
+
+        descriptor = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        return False
+    try:
+        return not termios.tcgetattr(descriptor)[3] & termios.ECHO
+    except termios.error:
         return False
     finally:
         os.close(descriptor)
@@ -238,7 +255,7 @@ class Channel:
         for line in self.reader.feed(data):
             self._let_go()  # it has logged in, and sees its input end
             self.lines.put(line)
-        return bool(data)
+        return bool(data) and self.lines.qsize() < MOST_LINES and len(self.reader.rest) < MOST_OUTPUT
 
     def _take_errors(self) -> bool:
         data = self._receive(self.errors)
@@ -350,192 +367,3 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
-
-
-class Answer:
-    """Reads what the script says, with a deadline for each step of the way.
-
-    Args:
-        channel: the ssh process.
-        address: the host, for errors.
-        asks: a person may be typing a password: the login has no deadline but ssh's own.
-        patience: seconds for the login of who is not asked; of a caller in a hurry, for the next steps too.
-        is_in: says whether the login is through; without it, only the script's first word does.
-    """
-
-    def __init__(
-        self,
-        channel: Channel,
-        address: Address,
-        asks: bool,
-        patience: float,
-        is_in: Callable[[], bool] = lambda: False,
-        say: Say = lambda text: None,
-    ) -> None:
-        self.channel, self.address, self.asks, self.say = channel, address, asks, say
-        self.is_in = is_in
-        self.began = time.monotonic()
-        self.deadline = float("inf") if asks else self.began + patience
-        self.step = ASKED if asks else min(ASKED, patience)
-        self.in_since: float | None = None
-        self.words: set[str] = set()
-        self.shown = 0
-
-    def read(self, *last: str) -> list[tuple[str, str]]:
-        """All lines up to one of `last`, or the end.
-
-        Raises:
-            RemoterError: the step that failed, and why.
-        """
-        lines: list[tuple[str, str]] = []
-        while True:
-            try:
-                line = self.channel.lines.get(timeout=0.05)
-            except queue.Empty:
-                self._check_time()
-                continue
-            if line is None:
-                raise self._ended(lines)
-            word, _ = line
-            if word == "hello":
-                self.words.add(word)
-                self.deadline = time.monotonic() + self.step
-            elif word in ("login", "prelude", "starting"):
-                self.words.add(word)
-                seconds = min(ENTERING, 2 * self.step) if word == "login" else STARTING
-                self.deadline = time.monotonic() + seconds
-            lines.append(line)
-            if word in last or word == "end":
-                return lines
-
-    def _check_time(self) -> None:
-        now = time.monotonic()
-        if "hello" not in self.words:
-            if self.in_since is None and self.is_in():
-                self.in_since, self.deadline = now, now + self.step
-            self._show_what_ssh_says(now)
-        if now < self.deadline:
-            return
-        seconds = round(now - (self.in_since or self.began))
-        if "hello" not in self.words and self.in_since is None:
-            said = "\n".join(self.channel.said)
-            raise _ssh_errors.explain(
-                f"{said}\nssh: connect: Connection timed out", None, self.address, may_ask=self.asks
-            )
-        if "hello" not in self.words or self.words == {"hello", "login"}:
-            raise _ssh_errors.shell_hangs(self.address, self.channel.reader.noise, seconds)
-        slow = next((what for word, what in _SLOW.items() if word in self.words), None)
-        if slow is None:
-            raise _ssh_errors.no_answer_from_shell(self.address, self.channel.reader.noise, self.step)
-        raise ConnectError(
-            f"{slow} on {self.address.host} takes longer than {STARTING:g} s",
-            cause=self.channel.said[-1] if self.channel.said else None,
-            hints=f"`remoter doctor {self.address}` looks at each step",
-            id="timeout",
-        )
-
-    def _show_what_ssh_says(self, now: float) -> None:
-        """While a person may be asked, what ssh prints meanwhile belongs to the question."""
-        if self.asks and now - self.began > QUIET:
-            said = list(self.channel.said)
-            for line in said[self.shown :]:
-                self.say(line)
-            self.shown = len(said)
-
-    def _ended(self, lines: list[tuple[str, str]]) -> RemoterError:
-        code = self.channel.wait(1.0)
-        said = "\n".join(self.channel.said)
-        if code == 255 or (code is not None and code < 0) or code is None:
-            return _ssh_errors.explain(said, code, self.address, may_ask=self.asks)
-        return _ssh_errors.shell_ended(self.address, self.channel.reader.noise or said.encode(), code)
-
-
-# --- what the script found -------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Found:
-    """What the bootstrap says of the sessions there."""
-
-    host: str = ""
-    records: list[Record] = dataclasses.field(default_factory=list)
-    others: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    started: bool = False
-    failed: str = ""
-    code: str = ""
-    said: list[str] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def of(cls, lines: list[tuple[str, str]]) -> Found:
-        found = cls()
-        for word, rest in lines:
-            match word:
-                case "hello":
-                    found.host = rest.rpartition(" ")[2]
-                case "record":
-                    found.records.append(_record(rest))
-                case "other":
-                    host, _, name = rest.partition(" ")
-                    found.others.append((host, name))
-                case "starting":
-                    found.started = True
-                case "failed":
-                    found.failed, _, found.code = rest.partition(" ")
-                case "said":
-                    found.said.append(rest)
-        return found
-
-
-def _record(text: str) -> Record:
-    import msgspec  # here: ssh logs in meanwhile
-
-    from ._records import Record
-
-    try:
-        return msgspec.json.decode(text, type=Record)
-    except msgspec.MsgspecError as error:
-        raise ConnectError(
-            "cannot read the connection file there", cause=str(error), id="private-file"
-        ) from None
-
-
-def failure(found: Found, address: Address) -> RemoterError:
-    """The step that failed there, as an error."""
-    host = address.host
-    last = next((line for line in reversed(found.said) if line.strip()), "")
-    if found.failed == "remoter":
-        from ._install import missing
-
-        python = next(
-            (line.removeprefix("python ") for line in found.said if line.startswith("python ")), None
-        )
-        return missing(python, host, address)
-    if found.failed == "login":
-        code = int(found.code) if found.code.isdigit() else None
-        return _ssh_errors.shell_ended(address, "\n".join(found.said).encode(), code)
-    if found.failed == "prelude":
-        return ConnectError(
-            f"the prelude failed on {host}",
-            cause=last or f"its exit code is {found.code}",
-            hints=f"try it there: `ssh {host}`",
-            id="prelude",
-        )
-    causes, hints = told(found.said)
-    return ConnectError(
-        f"no session could be started on {host}",
-        cause=": ".join(causes) or f"exit code {found.code}",
-        hints=hints or f"`ssh {host}` and then `remoter server` shows what happens",
-        id="start",
-    )
-
-
-def told(said: list[str]) -> tuple[list[str], list[str]]:
-    """Causes and hints of an error that a `remoter` command printed."""
-    causes, hints = [], []
-    for line in said:
-        word, _, text = line.strip().partition(": ")
-        if word == "hint":
-            hints.append(text)
-        elif line.strip():
-            causes.append(text.partition("   [")[0] if word in ("error", "cause") else line.strip())
-    return causes, hints

@@ -19,7 +19,9 @@ from ._usage import (
     Usage,
     as_typed,
     insecure_option,
+    only_through_ssh,
     password_option,
+    prelude_option,
     reaching,
     read_password,
     report,
@@ -246,8 +248,9 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
 
 @command()
 @click.argument("address", required=False)
+@prelude_option
 @json_option
-def ls(address: str | None = None, as_json: bool = False) -> None:
+def ls(address: str | None = None, prelude: str | None = None, as_json: bool = False) -> None:
     """List the sessions, here or on another machine.
 
     In a home that several machines share, also those of the others.
@@ -259,13 +262,15 @@ def ls(address: str | None = None, as_json: bool = False) -> None:
     """
     from . import _listing
 
-    rows = _listing.sessions() if address is None else _listing.sessions_at(address)
+    if prelude:
+        _ssh_only(address, "--prelude")
+    rows = _listing.sessions() if address is None else _listing.sessions_at(address, prelude)
     if as_json:
         _print_json(_listing.plain(rows))
     elif rows:
         click.echo("\n".join(_listing.table(rows)))
         for row in rows:
-            if row.state == "elsewhere":
+            if row.state == "elsewhere" and row.reach:
                 tell(f"hint: `remoter client {row.reach}` reaches `{row.name}` on {row.host}")
     elif address is None:
         click.echo("no session runs here")
@@ -433,10 +438,11 @@ def bridge(name: str) -> int:
     options_metavar="",
     subcommand_metavar="[COMMAND ... | ssh://HOST]",
 )
+@prelude_option
 @json_option
 @debug_option
 @click.pass_context
-def keys(ctx: click.Context, as_json: bool) -> None:
+def keys(ctx: click.Context, as_json: bool, prelude: str | None) -> None:
     """Show keys and saved names; authorize clients, trust servers.
 
     \b
@@ -452,21 +458,31 @@ def keys(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         if address is not None:
             raise Usage(f"`{address}` stands before `{ctx.invoked_subcommand}`", "`remoter keys --help`")
+        if ctx.get_parameter_source("prelude") is click.core.ParameterSource.COMMANDLINE:
+            raise Usage(f"`--prelude` stands before `{ctx.invoked_subcommand}`", "`remoter keys --help`")
         return
     from . import _known
 
-    found = _known.keys() if address is None else _known.keys_there(_ssh_only(address))
+    if address is None:
+        if prelude:
+            raise only_through_ssh("--prelude", None)
+        found = _known.keys()
+    else:
+        found = _known.keys_there(_ssh_only(address, prelude=prelude))
     if as_json:
         _print_json(found)
     else:
         click.echo("\n".join(_known.key_lines(found)))
 
 
-def _ssh_only(text: str) -> Saved:
+def _ssh_only(text: str | None, option: str = "", *, prelude: str | None = None) -> Saved:
+    """What the address leads to, which has to be through ssh; for the option, if it is that which asks for it."""
     from ._saved import find_ssh
 
-    there = find_ssh(text)
+    there = find_ssh(text, prelude=prelude)
     if there is None:
+        if option:
+            raise only_through_ssh(option, text)
         raise Usage(f"`{text}` is nothing that ssh reaches", "write `ssh://HOST`")
     return there
 
@@ -486,8 +502,9 @@ def authorize(key: str, name: str) -> None:
 @keys.command()
 @click.argument("key", metavar="KEY|ssh://HOST")
 @click.argument("name", required=False)
+@prelude_option
 @debug_option
-def trust(key: str, name: str | None) -> None:
+def trust(key: str, name: str | None, prelude: str | None) -> None:
     """Trust the server with that key, under that name.
 
     Of an ssh address the key is read there; the name is the host's if you give none.
@@ -495,8 +512,10 @@ def trust(key: str, name: str | None) -> None:
     from . import _known
 
     if "://" in key:
-        there = _ssh_only(key)
+        there = _ssh_only(key, prelude=prelude)
         key, name = _known.server_key_there(there), name or there.address.host
+    elif prelude:
+        raise only_through_ssh("--prelude", None)
     elif name is None:
         raise Usage("there is no name for that server", "`remoter keys trust KEY NAME`")
     _known.trust(key, name)
@@ -528,9 +547,14 @@ def doctor(target: Target, as_json: bool) -> int:
       remoter doctor ssh://ana@big
       remoter doctor big:55555
     """
+    from typing import cast  # here, as all that `--help` does not need
+
     from . import _doctor
 
-    steps = _doctor.examine(target.address, read_password(target.password_file), secure=target.secure)
+    meant = (target.there if target.prelude else None) or target.address
+    password = read_password(target.password_file)
+    # It looks for the address with `find_ssh`, which takes what was found, too.
+    steps = _doctor.examine(cast("str | None", meant), password, secure=target.secure)
     if as_json:
         found = list(steps)
         _print_json(found)
@@ -558,12 +582,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. The one place where errors are printed.
 
     0 fine; a script's own code; 1 it raised, or another error of ours; 2 usage;
-    124 timed out; 130 interrupted; 255 could not connect, or lost the link.
+    124 timed out; 130 interrupted; 143 ended by SIGTERM; 255 could not connect, or lost the link.
     """
+    words = sys.argv[1:] if arguments is None else arguments
     state = {"debug": bool(os.environ.get("REMOTER_DEBUG"))}
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
+        if next((word for word in words if not word.startswith("-")), "") not in ENDED_OTHERWISE:
+            _end_in_order()
         return _run(arguments, state)
+
+
+ENDED_OTHERWISE = ("server", "bridge")
+"""The commands that have their own way with SIGTERM, or keep nothing that must be given back."""
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM end us like an exception, so that what is to be done at the end is done; a second one at once."""
+    import signal
+    import threading
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
 
 
 def _run(arguments: Sequence[str] | None, state: dict[str, bool]) -> int:
@@ -572,6 +617,8 @@ def _run(arguments: Sequence[str] | None, state: dict[str, bool]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
     except (KeyboardInterrupt, click.Abort):
         tell("")
         return 130

@@ -113,18 +113,29 @@ def read_private(path: Path) -> bytes:
         FileNotFoundError: there is none.
         RemoterError: it is a link, not ours, or open to others.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDONLY
+    for flag in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):  # a pipe would have us wait for who writes to it
+        flags |= getattr(os, flag, 0)
     try:
-        descriptor = os.open(path, flags)
+        # A directory can be opened too, but not as a file.
+        with open(path, "rb", opener=lambda name, _: _opened_file(path, os.open(name, flags))) as file:
+            return file.read()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise RemoterError(
             f"cannot read `{path}`", cause=error.strerror or str(error), id="private-file"
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
-        _refuse_if_open(path, os.fstat(file.fileno()), stat.S_ISREG)
-        return file.read()
+
+
+def _opened_file(path: Path, descriptor: int) -> int:
+    """The descriptor, if it is that of a file which only we can read; else it is closed."""
+    try:
+        _refuse_if_open(path, os.fstat(descriptor), stat.S_ISREG)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_password(file: str) -> str:
@@ -209,7 +220,7 @@ def is_locked(path: Path) -> bool:
         return False
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):  # a damaged connection file may name what is no path
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

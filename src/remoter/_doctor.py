@@ -7,6 +7,7 @@ are; those of `ssh://host` are in `_doctor_ssh`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -25,6 +26,7 @@ from ._errors import KeyChangedError, RemoterError
 from ._messages import PROTOCOL, common_protocol
 from ._records import Record, records
 from ._saved import find_ssh, saved_names
+from ._ssh_errors import escape, lasted
 
 if TYPE_CHECKING:
     from ._client import Session
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 5.0  # seconds for each step
 ROUND_TRIPS = 5
+SLOW = 0.3  # seconds for a question
 WIDTH = len("authentication")  # the longest name of a step
 
 MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD ", "skip": "-   "}
@@ -62,11 +65,16 @@ class _Case:
             self.session.close()
 
 
-def examine(text: str | None, password: str | None = None, *, secure: bool = True) -> Iterator[Step]:
+def examine(
+    text: str | None, password: str | None = None, *, secure: bool = True, prelude: str | None = None
+) -> Iterator[Step]:
     """Try each step to that address; gives each with its mark (ok, note, bad, skip), what was seen, what to do."""
     saved = _find_ssh(text)
     if saved is not None:
         from ._doctor_ssh import Journey
+
+        if prelude is not None:
+            saved = dataclasses.replace(saved, prelude=prelude)
 
         journey = Journey(saved, _measure, secure=secure)
         yield from _walk(journey.steps(), journey.close)
@@ -172,7 +180,7 @@ def _port(case: _Case) -> Seen:
             cause=error.strerror or "the packets are dropped: wrong machine, or a firewall",
             hints=f"{through_ssh(case.host)}; `remoter doctor ssh://{case.host}` looks at that way",
         ) from None
-    return "ok", f"`{where}` accepts connections, in {(time.monotonic() - began) * 1000:.1f} ms"
+    return "ok", f"`{where}` accepts connections, in {lasted(time.monotonic() - began)}"
 
 
 def _door(case: _Case) -> Seen:
@@ -247,22 +255,23 @@ def _login(case: _Case) -> Seen:
 
 def _round_trip(case: _Case) -> Seen:
     assert case.session is not None
-    return _measure(case.session)
+    seconds, seen = _measure(case.session)
+    if seconds > SLOW:
+        return "note", seen, "a slow network, or a machine with much to do"
+    return "ok", seen
 
 
-def _measure(session: Session) -> Seen:
-    """How long a question takes, and how the session is."""
+def _measure(session: Session) -> tuple[float, str]:
+    """How many seconds a question takes; that in words, and how the session is."""
     times = []
     for _ in range(ROUND_TRIPS):
         began = time.perf_counter()
         info = session._query("info", timeout=PATIENCE)
         times.append(time.perf_counter() - began)
     state = "busy" if info.get("busy") else "idle"
-    median = statistics.median(times) * 1000
-    seen = f"{median:.2g} ms; `{info.get('name')}`: {str(info.get('lang')).capitalize()} {info.get('version')}, {state}"
-    if median > 300:
-        return "note", seen, "a slow network, or a machine with much to do"
-    return "ok", seen
+    median = statistics.median(times)
+    name, lang, version = (escape(str(info.get(key))) for key in ("name", "lang", "version"))
+    return median, f"{lasted(median)}; `{name}`: {lang.capitalize()} {version}, {state}"
 
 
 def _terminal() -> Seen:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import select
@@ -16,30 +17,33 @@ import shutil
 import socket
 import statistics
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from . import __version__, _channel, _ssh_errors
+from . import __version__, _answer, _channel, _ssh_errors
 from ._bootstrap import Task
-from ._channel import Answer, Found
+from ._answer import Answer, Found
 from ._errors import ConnectError, RemoterError
 from ._records import Record
 from ._security import fingerprint
-from ._ssh import Master, Ssh
-from ._ssh_errors import escape
+from ._ssh import Master, Ssh, say_to_person
+from ._ssh_errors import escape, lasted
 
 if TYPE_CHECKING:
     from ._client import Session
     from ._saved import Saved
 
-LOGIN = 20.0  # seconds, where nobody is asked
+LOGIN = 20.0  # seconds, where nobody is asked; and for the first answer of a step
 PATIENCE = 5.0  # seconds for each small step
+WAITING = 8.0  # seconds of one step after which a person is told
 ECHOES = 15
+ECHOING = 2.0  # seconds for them all: fewer on a slow network
 RATE_SIZE = 8_000_000  # bytes
-SLOW = 1.0  # MB/s
+SLOW = 1_000_000  # bytes in a second
+SLOW_ECHO = 0.2  # seconds
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_OPENSSH = (7, 3)
@@ -76,11 +80,14 @@ class Journey:
 
     Args:
         saved: where to, and how sessions are started there.
-        measure: says how a session answers; the last step that both kinds of addresses share.
+        measure: in how many seconds a session answers, and that in words; the step that both kinds of
+            addresses share.
         secure: as in `connect`.
     """
 
-    def __init__(self, saved: Saved, measure: Callable[[Session], Seen], *, secure: bool = True) -> None:
+    def __init__(
+        self, saved: Saved, measure: Callable[[Session], tuple[float, str]], *, secure: bool = True
+    ) -> None:
         self.address, self.prelude = saved.address, saved.prelude
         self.measure, self.secure = measure, secure
         self.configured: dict[str, str] = {}
@@ -95,7 +102,7 @@ class Journey:
 
     def steps(self) -> list[tuple[str, Callable[[], Seen]]]:
         """Each step with its name, in the order in which they stand on each other."""
-        return [
+        looks = [
             ("ssh", self._look_at_program),
             ("configuration", self._look_at_configuration),
             ("connection", self._log_in),
@@ -110,6 +117,26 @@ class Journey:
             ("round trip", self._connect),
             ("rate", self._pull),
         ]
+        return [(name, functools.partial(self._take, name, look)) for name, look in looks]
+
+    def _take(self, name: str, look: Callable[[], Seen]) -> Seen:
+        """One step; when it lasts, the person hears that it goes on, unless a password is typed just now."""
+        has_ended = threading.Event()
+
+        def tell() -> None:
+            while not has_ended.wait(WAITING):
+                if name != "connection" or self._is_asked_nothing:
+                    say_to_person(f"{name}: no answer yet")
+
+        threading.Thread(target=tell, name="remoter-doctor", daemon=True).start()
+        try:
+            return look()
+        finally:
+            has_ended.set()
+
+    @property
+    def _is_asked_nothing(self) -> bool:
+        return self.way is not None and (not self.asks or self.way.first_master.has_said_hello)
 
     def close(self) -> None:
         """Leave nothing behind, wherever it was broken off."""
@@ -175,7 +202,7 @@ class Journey:
         """Log in, and look around there; what fails is told at the step where it belongs."""
         began = time.monotonic()
         task = Task("look", name=self.address.name, prelude=self.prelude)
-        self.way = _Way(self.address, task, say=lambda text: print(f"-- {text}", file=sys.stderr, flush=True))  # noqa: T201
+        self.way = _Way(self.address, task, say=say_to_person)
         self.asks, master = self.way.asks, self.way.first_master
         answer = Answer(master, self.address, self.asks, LOGIN, lambda: master.is_in, self.way.say)
         try:
@@ -197,7 +224,7 @@ class Journey:
     def _explain_again(self, error: RemoterError, master: Master) -> RemoterError:
         """With what only we know: the jump host's name; that the script had begun."""
         if self.lines and error.id == "timeout":
-            return _ssh_errors.no_answer_from_shell(self.address, master.reader.noise, _channel.ASKED)
+            return _ssh_errors.no_answer_from_shell(self.address, master.reader.noise, _answer.ASKED)
         if self._jump and error.id.startswith("ssh") and error.id != "ssh-shell" and not master.is_alive:
             said = "\n".join(master.said)
             return _ssh_errors.explain(
@@ -223,7 +250,7 @@ class Journey:
     def _look_at_login(self) -> Seen:
         if self.error is not None and self.error.id in _ABOUT_LOGIN:
             raise self.error
-        took = f", in {self.seconds:.2g} s" if self.seconds and not self.asks else ""  # persons type slowly
+        took = f", in {lasted(self.seconds)}" if self.seconds and not self.asks else ""  # persons type slowly
         return "ok", f"let in as {self.configured.get('user')}{took}"
 
     # --- there -------------------------------------------------------------------------------
@@ -236,7 +263,7 @@ class Journey:
         if found.failed == "login":
             raise _ssh_errors.shell_ended(self.address, "\n".join(found.said).encode(), _number(found.code))
         if found.failed == "prelude":
-            raise _channel.failure(found, self.address)
+            raise _answer.failure(found, self.address)
         said = self._said("hello").split()
         shell = self._said("shell") or self._said("login")
         seen = f"{shell} on {found.host}, {' '.join(said[:2])}"
@@ -267,7 +294,7 @@ class Journey:
         path, _, version = self._said("program").rpartition(" ")
         if not path:
             said = [f"{word} {rest}" for word, rest in self.lines if word == "python"]
-            raise _channel.failure(Found(failed="remoter", code="127", said=said), self.address)
+            raise _answer.failure(Found(failed="remoter", code="127", said=said), self.address)
         seen = f"{path}, {version}"
         if version != __version__:
             return (
@@ -281,13 +308,20 @@ class Journey:
         found = Found.of(self.lines)
         start = dataclasses.replace(self.address, name=self.address.name or "main")
         elsewhere = [f"`{name}` on {host}" for host, name in found.others]
+        if found.damaged and not found.records:
+            return (
+                "note",
+                f"a connection file on {found.host} cannot be read: {found.damaged}",
+                "`remoter ls` there",
+            )
         if not found.records:
             which = f"no session `{self.address.name}` runs" if self.address.name else "no session runs"
             more = f"; elsewhere: {', '.join(elsewhere)}" if elsewhere else ""
             return "note", f"{which} on {found.host}{more}", f"`remoter client {start}` starts one"
         self.record = record = found.records[0]
-        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.started))
-        seen = f"`{escape(record.name)}`, {escape(record.lang.capitalize())}, since {began}"
+        seen = f"`{escape(record.name)}`, {escape(record.lang.capitalize())}"
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # whatever it says of its start
+            seen += time.strftime(", since %Y-%m-%d %H:%M", time.localtime(record.started))
         if len(found.records) > 1:
             names = ", ".join(f"`{escape(each.name)}`" for each in found.records[1:])
             named = dataclasses.replace(self.address, name=record.name)
@@ -308,7 +342,7 @@ class Journey:
             return self._bridge("your own ssh master carries it, which forwards nothing for us", "ok")
         refused = ""
         try:
-            if _is_answered(self.way.lead_to(self.record, by_bridge=False), PATIENCE):
+            if _is_answered(self.way.lead_to(self.record, by_bridge=False), LOGIN / 2):
                 return "ok", "a socket here leads to the session's socket there"
         except RemoterError as error:
             if error.id != "ssh-forward":
@@ -347,20 +381,31 @@ class Journey:
 
         assert self.way is not None
         self.session = open_session(
-            str(self.address), secure=self.secure, timeout=PATIENCE, existing=True, quiet=True, ssh=self.way
+            str(self.address), secure=self.secure, timeout=LOGIN, existing=True, quiet=True, ssh=self.way
         )
-        mark, seen, *do = self.measure(self.session)
+        seconds, seen = self.measure(self.session)
         echo = _echo(self.way.first_master.command())
-        return mark, seen + (f"; ssh and the network alone {echo * 1000:.2g} ms" if echo else ""), *do
+        if echo is None:
+            return (
+                "note",
+                f"{seen}; ssh and the network alone: no answer",
+                "no `cat` there, or a network that is lost",
+            )
+        seen += f"; ssh and the network alone {lasted(echo)}"
+        if echo > SLOW_ECHO:
+            return "note", seen, "a slow network"
+        if seconds > echo + SLOW_ECHO:
+            return "note", seen, "that machine, or the session, has much to do: the network is not slow"
+        return "ok", seen
 
     def _pull(self) -> Seen:
         """How fast bytes come from there."""
         assert self.way is not None
         size, seconds = _pull(self.way.first_master.command())
         if not size or not seconds:
-            return "note", f"nothing came within {PATIENCE:g} s", "a slow network, or no `head` there"
-        rate = size / seconds / 1e6
-        what = f"{rate:.3g} MB/s: {size / 1e6:.2g} MB of zeros from there, through ssh"
+            return "note", "nothing came", "a slow network, or no `head` there"
+        rate = size / seconds
+        what = f"{_amount(rate)}/s: {_amount(size)} of zeros from there, through ssh"
         if self.configured.get("compression") in ("true", "yes"):
             return (
                 "note",
@@ -394,6 +439,13 @@ def _ask(words: list[str]) -> subprocess.CompletedProcess[str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConnectError(f"`{' '.join(words)}` does not work", cause=str(error), id="ssh") from None
+
+
+def _amount(size: float) -> str:
+    """Bytes for a person."""
+    if size < 999.5e3:
+        return f"{size / 1e3:.{0 if size >= 9.95e3 else 1}f} kB"
+    return f"{size / 1e6:.{0 if size >= 9.95e6 else 1}f} MB"
 
 
 def _number(text: str) -> int | None:
@@ -444,28 +496,36 @@ def _read(output: IO[bytes], deadline: float) -> bytes:
 
 
 def _echo(words: list[str]) -> float | None:
-    """Seconds in which a line comes back from there: the median of a few; None if it does not."""
-    deadline, times = time.monotonic() + PATIENCE, []
+    """Seconds in which a line comes back from there: the median of a few; None if none does."""
+    began_all = time.monotonic()
+    deadline, times = began_all + LOGIN, []
     with _started(words, "cat") as (into, output), contextlib.suppress(OSError):
         for number in range(ECHOES + 1):
+            if len(times) > 1 and time.monotonic() > began_all + ECHOING:
+                break
             line, heard = f"remoter-echo-{number}\n".encode(), b""
             began = time.perf_counter()
             into.write(line)
             into.flush()
             while line not in heard:
                 if not (data := _read(output, deadline)):
-                    return None
-                heard += data
+                    return _median(times)
+                heard = (heard + data)[-RATE_SIZE:]
             times.append(time.perf_counter() - began)
-    return statistics.median(times[1:]) if len(times) > 1 else None  # the first waits for the shell
+    return _median(times)
+
+
+def _median(times: list[float]) -> float | None:
+    """Of all but the first, which waits for the shell too."""
+    return statistics.median(times[1:] or times) if times else None
 
 
 def _pull(words: list[str]) -> tuple[int, float]:
     """How many bytes came from there, in how many seconds from the first on."""
-    deadline, size = time.monotonic() + PATIENCE, 0
+    size = 0
     with _started(words, f"head -c {RATE_SIZE} /dev/zero") as (_, output):
-        first = _read(output, deadline)
-        began = time.perf_counter()
+        first = _read(output, time.monotonic() + LOGIN)
+        began, deadline = time.perf_counter(), time.monotonic() + PATIENCE
         while first and size < RATE_SIZE and (data := _read(output, deadline)):
             size += len(data)
     return size, time.perf_counter() - began

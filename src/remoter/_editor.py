@@ -38,7 +38,7 @@ from prompt_toolkit.styles import Style
 from . import _verbs
 from ._config import private_directory
 from ._errors import RemoterError
-from ._keys import Burst, merge_bursts, terminal_input
+from ._keys import Burst, merge_bursts, split_statements, terminal_input, typed_ahead
 
 COMPLETION_DEADLINE = 4.0  # seconds after which nobody waits for names; the first time there may be slow
 PAUSE = 0.05  # seconds between two outputs above the line: a flood is written in few pieces
@@ -164,6 +164,7 @@ class Editor:
     ) -> None:
         self.prompt = prompt
         self._wiring = wiring
+        self._split = split_statements if language == "python" else None
         self._kept = Document()
         self._empty_interrupts = 0
         self._indented: tuple[int, str] | None = None  # row and text of the indentation that we made
@@ -212,7 +213,8 @@ class Editor:
             EOFError: Ctrl-D on an empty line, or the terminal is gone.
             KeyboardInterrupt: Ctrl-C on an empty line while the link is lost.
         """
-        store_typeahead(self.input, merge_bursts(get_typeahead(self.input)))
+        # What was typed ahead runs line by line, as at a shell; what comes at once from now on is a program's.
+        store_typeahead(self.input, merge_bursts(typed_ahead(self.input), self._split))
         self.input.merging = True  # type: ignore[attr-defined]
         self._empty_interrupts = 0
         kept, self._kept = self._kept, Document()

@@ -26,6 +26,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import zipfile
 from collections import deque
 from collections.abc import Callable
 from importlib.resources import files
@@ -36,6 +37,7 @@ import msgspec
 from . import __version__
 from ._bootstrap import Reader, Task, render
 from ._errors import ConnectError, RemoterError
+from ._ssh_errors import escape, lasted
 from ._wheels import Far, NoWheelsError, gather, last_words, pack_own
 
 PLACE = "~/.local/share/remoter"
@@ -46,6 +48,12 @@ TIME = 300.0
 PATIENCE = 8.0
 """Seconds that the other end has to take back what it did."""
 
+WAITING = 8.0
+"""Seconds of one step after which a person is told how it goes."""
+
+LONGEST_LINE = 1 << 16  # bytes: the other end says no longer ones
+MOST_LINES = 1000  # that wait to be read
+MOST_PYTHONS = 20  # that are named in an error
 PIECE = 1 << 15  # bytes that are sent at once: what has begun is finished, whoever gives up meanwhile
 OLDEST_PYTHON = "3.11"
 
@@ -62,7 +70,7 @@ def install(
     prelude: str | None,
     explain: Callable[[str, int | None], RemoterError] | None = None,
 ) -> str:
-    """Put this version of remoter there; the version that is there then.
+    """Put this version of remoter there, unless a newer one is there; the version that is there then.
 
     Args:
         start: runs a script there.
@@ -77,7 +85,7 @@ def install(
     say(f"putting remoter {__version__} into {PLACE} on {host}")
     nonce = secrets.token_hex(8)
     script = render(Task("install", prelude=prelude), nonce, extra=far_script())
-    with Dialogue(start(script), nonce, host, explain) as dialogue:
+    with Dialogue(start(script), nonce, host, explain, say) as dialogue:
         return _answer(dialogue, say)
 
 
@@ -98,57 +106,75 @@ def _text(name: str) -> str:
 
 
 def _answer(dialogue: Dialogue, say: Callable[[str], None]) -> str:
-    """Answer what the other end asks, up to its end."""
-    host = dialogue.host
+    """Answer what the other end asks, up to its end; it may say anything, in any order."""
+    host, began = dialogue.host, time.monotonic()
     olds: dict[str, None] = {}
+    own: Path | None = None
     failed = done = ""
+    version = __version__
     with tempfile.TemporaryDirectory(prefix="remoter-") as name:
         while True:
             word, rest = dialogue.read()
+            shown = escape(rest)
             match word:
                 case "step":
-                    say(f"installing on {host}: {rest}")
-                case "old":
-                    path, _, version = rest.rpartition(" ")
-                    olds[f"{path} is {version}"] = None
-                case "ask-own":
-                    dialogue.send([_own_wheel(Path(name), host)])
-                case "ask-all":
-                    dialogue.send(_all_wheels(Path(name), rest, dialogue, say))
+                    say(f"installing on {host}: {shown}")
+                case "old" if len(olds) < MOST_PYTHONS:
+                    path, _, number = shown.rpartition(" ")
+                    olds[f"{path} is {number}"] = None
+                case "ask-own" if own is None:
+                    own = _own_wheel(Path(name), host)
+                    dialogue.send([own])
+                case "ask-all" if own is not None:
+                    dialogue.send(_all_wheels(own, rest, dialogue, say))
+                case "ask-own" | "ask-all":
+                    raise _not_understood(host, f"`{word}` is not its turn")
                 case "failed":
-                    failed = rest
+                    failed = shown
                     dialogue.words.clear()
                 case "said":
                     dialogue.words.append(rest)
                 case "have":
-                    done = f"remoter {__version__} is on {host} already: {rest}"
+                    done = f"remoter {__version__} is on {host} already: {shown}"
+                case "newer":
+                    version, _, path = shown.partition(" ")
+                    done = f"remoter {version} is on {host}, newer than the {__version__} here, and stays: {path}"
                 case "installed":
-                    done = f"installed remoter {__version__} on {host}: {rest}"
-                case "end" if done:
+                    took = lasted(time.monotonic() - began)
+                    done = f"installed remoter {__version__} on {host} in {took}: {shown}"
+                case "end" if done and not failed:
                     say(done)
-                    return __version__
+                    return version
                 case "end":
                     raise _failed(failed, host, list(dialogue.words), list(olds))
+
+
+def _not_understood(host: str, cause: str) -> ConnectError:
+    """What comes from there is not what our installer says."""
+    return ConnectError(
+        f"what the installer on {host} says is not understood here", cause=escape(cause), id="install"
+    )
 
 
 def _own_wheel(directory: Path, host: str) -> Path:
     try:
         return pack_own(directory)
-    except NoWheelsError as error:
+    except (NoWheelsError, OSError) as error:
         raise RemoterError(f"remoter cannot be sent to {host}", cause=str(error), id="install") from None
 
 
-def _all_wheels(
-    directory: Path, description: str, dialogue: Dialogue, say: Callable[[str], None]
-) -> list[Path]:
-    far = msgspec.json.decode(description, type=Far)
-    wheels = directory / "all"
-    wheels.mkdir()
-    there = last_words(list(dialogue.words)) if dialogue.words else "neither uv nor pip"
-    own = next(directory.glob("remoter-*.whl"))
+def _all_wheels(own: Path, description: str, dialogue: Dialogue, say: Callable[[str], None]) -> list[Path]:
     try:
+        far = msgspec.json.decode(description, type=Far)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise _not_understood(dialogue.host, str(error)) from None
+    say(f"installing on {dialogue.host}: gathering wheels for {far}")
+    wheels = own.parent / "all"
+    there = last_words(list(dialogue.words)) if dialogue.words else "neither uv nor pip"
+    try:
+        wheels.mkdir(exist_ok=True)
         how = gather(own, far, wheels, dialogue.until)
-    except NoWheelsError as error:
+    except (NoWheelsError, OSError, zipfile.BadZipFile) as error:
         raise RemoterError(
             f"what remoter needs cannot be had on {dialogue.host}",
             cause=f"there: {there}; here: {error}",
@@ -160,7 +186,8 @@ def _all_wheels(
         ) from None
     found = sorted(wheel for wheel in wheels.glob("*.whl") if wheel.name != own.name)  # that is there
     size = sum(wheel.stat().st_size for wheel in found) / 1e6
-    say(f"installing on {dialogue.host}: sending {len(found)} wheels for {far}, {how}, {size:.0f} MB")
+    count = f"{len(found)} wheel{'' if len(found) == 1 else 's'}"
+    say(f"installing on {dialogue.host}: sending {count}, {size:.1f} MB, for {far}, {how}")
     return found
 
 
@@ -198,14 +225,15 @@ def _no_python(host: str, said: str, olds: list[str]) -> RemoterError:
 
 
 def missing(python: str | None, host: str, address: object) -> ConnectError:
-    """No remoter is there: the three ways to go on.
+    """No remoter is there: the three ways to go on. Nothing is said of an index, which may not have it.
 
     Args:
         python: path and version of the `python3` there, if any.
         host: what to call the machine.
         address: what was typed, to type again.
     """
-    version = re.search(r" (\d+)\.(\d+)", python or "")
+    python = escape(python) if python else None
+    version = re.search(r" (\d{1,3})\.(\d{1,3})", python or "")
     is_old = version is not None and (int(version[1]), int(version[2])) < (3, 11)
     return ConnectError(
         f"no remoter on {host}",
@@ -214,7 +242,7 @@ def missing(python: str | None, host: str, address: object) -> ConnectError:
         hints=[
             f"let it be put into {PLACE} there: `remoter client {address} --install`"
             + (", which needs Python 3.11 or newer, or `uv` there" if is_old or not python else ""),
-            f"or install it there yourself, on {host}: `uv tool install remoter` or `pipx install remoter`",
+            f"or install it on {host} yourself, as you did here, into an environment that is on PATH in login shells",
             'or say how it is found there: `--prelude "module load remoter"` or '
             '`--prelude "source ENVIRONMENT/bin/activate"`',
         ],
@@ -233,6 +261,7 @@ class Dialogue:
         nonce: what the lines that count begin with.
         host: what to call the machine.
         explain: what the process's own words and exit code mean.
+        say: shows a person that it goes on.
     """
 
     def __init__(
@@ -241,14 +270,18 @@ class Dialogue:
         nonce: str,
         host: str,
         explain: Callable[[str, int | None], RemoterError] | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.process, self.host, self.explain = process, host, explain
+        self.process, self.host, self.explain, self.say = process, host, explain, say
         self.until = time.monotonic() + TIME
         self.words: deque[str] = deque(maxlen=40)  # what programs there said
         self.step = "logging in"
+        self.since = time.monotonic()  # when that step began
+        self._to_send = self._sent = 0  # bytes
         self._has_begun = self._is_closing = False
+        self._odd = ""  # what it said that cannot be
         self._reader = Reader(nonce)
-        self._lines: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        self._lines: queue.Queue[tuple[str, str] | None] = queue.Queue(MOST_LINES)
         self._errors: deque[str] = deque(maxlen=40)
         self._threads = [
             threading.Thread(target=read, name="remoter-install", daemon=True)
@@ -259,16 +292,34 @@ class Dialogue:
 
     def _read_output(self) -> None:
         assert self.process.stdout is not None
+        length = 0  # of the line that has not ended
         with contextlib.suppress(OSError, ValueError):
-            while data := os.read(self.process.stdout.fileno(), 1 << 16):
+            while data := os.read(self.process.stdout.fileno(), 1 << 14):
+                if self._odd:
+                    continue  # it is not to wait for us
+                length = len(data) - data.rfind(b"\n") - 1 if b"\n" in data else length + len(data)
                 for line in self._reader.feed(data):
-                    self._lines.put(line)
+                    self._put(line)
+                if length > LONGEST_LINE or self._reader.is_raw:
+                    self._odd = f"while {self.step}: " + (
+                        "`raw`" if self._reader.is_raw else "a line without an end"
+                    )
+                    self._put(None)
         self._threads[0].join(1.0)  # what it said last belongs to its end
-        self._lines.put(None)
+        self._put(None)
+
+    def _put(self, line: tuple[str, str] | None) -> None:
+        """Wait for whoever reads, if too many lines do."""
+        is_put = False
+        while not (is_put or self._is_closing):
+            with contextlib.suppress(queue.Full):
+                self._lines.put(line, timeout=0.1)
+                is_put = True
 
     def _read_errors(self) -> None:
+        assert self.process.stderr is not None
         with contextlib.suppress(OSError, ValueError):
-            for line in self.process.stderr or ():
+            while line := self.process.stderr.readline(LONGEST_LINE):
                 self._errors.append(line.decode(errors="replace").rstrip("\r\n"))
 
     def read(self) -> tuple[str, str]:
@@ -277,22 +328,35 @@ class Dialogue:
         Raises:
             RemoterError: there is none in time, or the connection ended.
         """
-        try:
-            line = self._lines.get(timeout=max(0.0, self.until - time.monotonic()))
-        except queue.Empty:
-            raise RemoterError(
-                f"remoter was not installed on {self.host} within {TIME:g} s",
-                cause=f"the last step was: {self.step}",
-                id="timeout",
-            ) from None
+        while True:
+            now = time.monotonic()
+            if now >= self.until:
+                raise RemoterError(
+                    f"remoter was not installed on {self.host} within {TIME:g} s",
+                    cause=f"the last step was: {self.step}",
+                    id="timeout",
+                )
+            try:
+                line = self._lines.get(timeout=min(WAITING, self.until - now))
+                break
+            except queue.Empty:
+                self._tell_how_it_goes()
         if line is None:
             raise self._ended()
         self._has_begun = True
         if line[0] == "step":
-            self.step = line[1]
+            self.step, self.since = escape(line[1]), time.monotonic()
         return line
 
+    def _tell_how_it_goes(self) -> None:
+        text = f"installing on {self.host}: {self.step}, for {lasted(time.monotonic() - self.since)} now"
+        if self._sent < self._to_send:
+            text += f"; {self._sent / 1e6:.1f} of {self._to_send / 1e6:.1f} MB sent"
+        self.say(text)
+
     def _ended(self) -> RemoterError:
+        if self._odd:
+            return _not_understood(self.host, self._odd)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)
         code = self.process.returncode
@@ -311,6 +375,7 @@ class Dialogue:
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for wheel in wheels:
                 tar.add(wheel, wheel.name)
+        self._to_send, self._sent = len(buffer.getvalue()), 0
         data = f"{len(buffer.getvalue())}\n".encode() + buffer.getvalue()
         threading.Thread(target=self._write, args=(data,), name="remoter-install-send", daemon=True).start()
 
@@ -323,7 +388,9 @@ class Dialogue:
                     return
                 piece = memoryview(data)[at : at + PIECE]
                 while piece:
-                    piece = piece[os.write(descriptor, piece) :]
+                    count = os.write(descriptor, piece)
+                    piece = piece[count:]
+                    self._sent += count
 
     def close(self) -> None:
         """End the script by the end of its input, and wait until it has taken back what it did."""

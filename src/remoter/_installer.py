@@ -152,12 +152,15 @@ class Installation:
         self.line.tell("installed", self.link)
 
     def is_there(self) -> bool:
-        """Whether the first remoter that would be found is the right one."""
+        """Whether the first remoter that would be found is the right one, or a newer one, which stays."""
         for program in (self.link, shutil.which("remoter"), self.home / ".local/bin/remoter"):
             if program and os.path.lexists(program):
-                if self.version_of(program) != self.version:
+                found = self.version_of(program)
+                if found is None or (found != self.version and rank(found) <= rank(self.version)):
                     return False
-                self.line.tell("have", program)
+                self.line.tell(
+                    *(("have", program) if found == self.version else ("newer", f"{found} {program}"))
+                )
                 return True
         return False
 
@@ -171,7 +174,7 @@ class Installation:
         self.create_environment()
         own = next(self.line.ask("ask-own", {}, self.scratch).glob("remoter-*.whl"))
         if not self.fetch(own):
-            self.line.tell("step", "no index gives it there: gathering wheels here")
+            self.line.tell("step", "no index gives it there")
             self.line.ask("ask-all", describe(), self.scratch)
             self.line.tell("step", "unpacking the wheels")
             shutil.rmtree(self.env)  # it may be half full
@@ -192,7 +195,7 @@ class Installation:
     def fetch(self, own: Path) -> bool:
         """Install from the index that is configured there, if there is one that answers."""
         for name, install in self.installers():
-            self.line.tell("step", f"fetching what it needs with {name}")
+            self.line.tell("step", f"fetching what it needs with {name}, in {FETCHING:.0f} s at most")
             try:
                 self.run([*install, str(own)], FETCHING)
                 return True
@@ -269,7 +272,7 @@ class Installation:
         return None
 
     def switch(self) -> None:
-        """In one step; the venv that was used before stays, for the sessions that run from it."""
+        """In one step; the venv that was used before stays, and each that a session still runs from."""
         assert self.scratch is not None
         before = Path(os.path.realpath(self.link)).parent.parent.name
         self.link.parent.mkdir(exist_ok=True)
@@ -278,9 +281,34 @@ class Installation:
         self.line.check()
         new.replace(self.link)
         self.is_complete = True
+        running, elsewhere = self.commands(), self.versions_elsewhere()
         for path in self.root.glob("env-*"):
-            if path.name not in (self.env.name, before):
+            is_used = running is None or f"/{self.root.name}/{path.name}/" in running
+            is_used = is_used or re.sub(r"^env-|-\d+$", "", path.name) in elsewhere
+            if path.name not in (self.env.name, before) and not is_used:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def commands(self) -> str | None:
+        """The commands of all processes here, one text; None if they cannot be seen."""
+        commands = ""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                commands += path.read_bytes().decode(errors="replace") + "\n"
+        with contextlib.suppress(Failed, OSError):
+            return commands or "\n".join(self.run(["ps", "-ww", "-e", "-o", "args"], 10))
+        return None
+
+    def versions_elsewhere(self) -> set[str]:
+        """Those of sessions on other machines that have the same home: their processes are not seen here."""
+        versions = set()
+        state = Path(os.environ.get("REMOTER_STATE_DIR") or self.home / ".local/state/remoter")
+        host = platform.node().partition(".")[0]
+        for path in state.glob("servers/*.json"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                record = json.loads(path.read_text())
+                if record.get("host") != host:
+                    versions.add(str(record.get("version")))
+        return versions
 
     def undo(self) -> None:
         if self.scratch:
@@ -364,6 +392,21 @@ from remoter.__main__ import main
 
 sys.exit(main())
 """
+
+
+def rank(version: str) -> tuple[tuple[int, ...], bool, list[int]]:
+    """To tell which version is newer: its numbers, then what comes before a final one."""
+    match = re.match(r"(\d{1,9}(?:\.\d{1,9})*)([^+]*)", version)
+    if match is None:
+        return (), False, []
+    numbers = [int(number) for number in match[1].split(".")]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return (
+        tuple(numbers),
+        not re.match(r"[-._]?(a|b|c|rc|dev)", match[2]),
+        [int(number) for number in re.findall(r"\d{1,9}", match[2])],
+    )
 
 
 def is_at(path: Path, file: TextIO) -> bool:

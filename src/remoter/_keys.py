@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prompt_toolkit.input import Input, create_input
+from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 
+from ._verbs import judge
+
 QUIET = 0.02  # seconds without a key that end a burst of keys
 QUIET_IN_BLOCK = 0.06  # the same when it stops inside an indented block
+MOST_TYPED = 200  # lines; more at once are a program's
+_CLAUSE = re.compile(r"(else|elif|except|finally)\b")
 
 
 class Burst(str):
     """Text whose keys all came at once: typed by a program, not by a person."""
 
 
-def merge_bursts(keys: list[KeyPress]) -> list[KeyPress]:
+def merge_bursts(keys: list[KeyPress], split: Callable[[str], list[str]] | None = None) -> list[KeyPress]:
     """Lines that came at once become one paste, as if the sender had marked it as such.
 
     Editors that send code to a terminal often do not mark it (bracketed paste). Taken as single
     keys, each line would be indented by us once more and a blank line in a function would end it.
+
+    Args:
+        keys: as they came.
+        split: the pieces that are pastes of their own; they make up the whole. A piece of one line stays keys.
     """
     merged: list[KeyPress] = []
     stretch: list[KeyPress] = []
@@ -38,7 +48,13 @@ def merge_bursts(keys: list[KeyPress]) -> list[KeyPress]:
             # What follows the last line end is the beginning of another line, unless it is indented.
             end = text.rindex("\n") + 1
             end = len(text) if text[end : end + 1].isspace() else end
-            merged.append(KeyPress(Keys.BracketedPaste, Burst(text[:end])))
+            start = 0
+            for piece in split(text[:end]) if split else [text[:end]]:
+                if split and piece.count("\n") == 1 and piece.endswith("\n") and "\t" not in piece:
+                    merged.extend(stretch[start : start + len(piece)])
+                else:
+                    merged.append(KeyPress(Keys.BracketedPaste, Burst(piece)))
+                start += len(piece)
             merged.extend(stretch[end:])
         stretch.clear()
 
@@ -56,6 +72,55 @@ def merge_bursts(keys: list[KeyPress]) -> list[KeyPress]:
     return merged
 
 
+def split_statements(text: str) -> list[str]:
+    """Lines of Python, cut where a prompt would have run what was entered so far; together they are the text."""
+    lines = [f"{line}\n" for line in text.removesuffix("\n").split("\n")]
+    if len(lines) > MOST_TYPED:
+        return [text]
+    pieces, current = [], ""
+    for index, line in enumerate(lines):
+        current += line
+        rest = lines[index + 1 :]
+        after = next((each for each in rest if each.split("#")[0].strip()), None)
+        if after is None:
+            break
+        is_block = "\n" in current[:-1]  # its blank lines stay with it
+        if _is_whole(current, after) and not (is_block and not rest[0].strip()):
+            pieces.append(current)
+            current = ""
+    return [*pieces, text[sum(map(len, pieces)) :]]
+
+
+def _is_whole(code: str, after: str) -> bool:
+    """Whether code ends before the line `after`."""
+    code = code.rstrip("\n")
+    if not code.strip():
+        return True
+    if code.startswith("%%") or _CLAUSE.match(after):
+        return False
+    if "\n" not in code and judge(code)[0] == "complete":
+        return True
+    return not after[:1].isspace() and judge(code + "\n")[0] != "incomplete"
+
+
+def typed_ahead(source: Input) -> list[KeyPress]:
+    """The keys that wait, before anything is read: all of them, if somebody is just sending."""
+    keys = get_typeahead(source)
+    if sys.platform == "win32":  # there they are read one by one in any case
+        return keys
+    keys += source.read_keys()
+    while _wait_for_more(source, keys):
+        keys += source.read_keys()
+    return keys
+
+
+def _wait_for_more(source: Input, keys: list[KeyPress]) -> bool:
+    """Whether more of the lines that came at once is there, or comes very soon."""
+    if source.closed or len(keys) < 2 or not any(map(_is_newline, keys)):
+        return False
+    return bool(select.select([source.fileno()], [], [], _patience(keys))[0])
+
+
 def _is_newline(key: KeyPress) -> bool:
     return key.key in (Keys.ControlM, Keys.ControlJ)
 
@@ -71,9 +136,9 @@ def terminal_input() -> Input:
 
         def read_keys(self) -> list[KeyPress]:
             keys = super().read_keys()
-            if not self.merging or len(keys) < 2 or not any(map(_is_newline, keys)):
+            if not self.merging:
                 return keys
-            while not self.closed and select.select([self.fileno()], [], [], _patience(keys))[0]:
+            while _wait_for_more(self, keys):
                 keys += super().read_keys()
             return merge_bursts(keys)
 

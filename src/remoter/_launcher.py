@@ -26,6 +26,9 @@ from ._workers import python_command
 TWICE = 2.0
 """Seconds within which a second Ctrl-C on the server's terminal ends the session."""
 
+MOST_WORDS = 2  # lines of an interpreter that did not start
+LONGEST_WORDS = 300
+
 
 def server(
     port: int | None = None,
@@ -118,7 +121,21 @@ def start_session(
             "command": python_command(*wanted, directory, worker_id, configuration["cwd"]),
         }
 
-    return launch(configuration, attach_log=attach_log, first_worker=first_worker), configuration
+    try:
+        return launch(configuration, attach_log=attach_log, first_worker=first_worker), configuration
+    except RemoterError as error:
+        if error.id == "python" and error.cause:
+            error.cause = _end_of(error.cause)
+        raise
+
+
+def _end_of(cause: str) -> str:
+    """How the interpreter ended, and the end of what it said: a program that is no Python complains of each line."""
+    how, colon, said = cause.partition(": ")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if len(lines) <= MOST_WORDS:
+        return cause
+    return f"{how}{colon}... " + "; ".join(lines[-MOST_WORDS:])[-LONGEST_WORDS:]
 
 
 def configure(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ._address import parse
+from ._address import Address, parse
 from ._config import host_name, journal_directory
 from ._errors import AddressError, RemoterError
 from ._journal import Archive, archives
@@ -66,14 +66,17 @@ def sessions() -> list[Row]:
         return list(pool.map(_look_at, found))
 
 
-def sessions_at(text: str) -> list[Row]:
+def sessions_at(text: str, prelude: str | None = None) -> list[Row]:
     """The sessions that an address means: those of a machine that ssh reaches, or the one of that name here.
+
+    Args:
+        prelude: what runs there first, in place of what is saved.
 
     Raises:
         AddressError: it is something else.
         RemoterError: the machine was not reached, or did not answer as it should.
     """
-    if (there := find_ssh(text)) is not None:
+    if (there := find_ssh(text, prelude=prelude)) is not None:
         return _sessions_there(there)
     address = parse(text)
     if address.kind == "word":
@@ -103,13 +106,25 @@ def _sessions_there(there: Saved) -> list[Row]:
     address = there.address
     rows = read_there(there, ["ls", "--json"], list[Row])
     for row in rows:
-        for field in ("name", "host", "lang", "language", "state", "address", "reach"):
+        row.reach = _reach(address, row)
+        for field in ("name", "host", "lang", "language", "state", "address"):
             setattr(row, field, escape(getattr(row, field)))
-        if row.here:
-            row.here = False
-            with contextlib.suppress(AddressError):
-                row.reach = str(parse(str(dataclasses.replace(address, name=row.name))))
+        row.here = False
     return [row for row in rows if address.name in ("", row.name)]
+
+
+def _reach(address: Address, row: Row) -> str:
+    """What leads from here to a session in the list of that address; nothing where the list has no true names.
+
+    Never what the list itself says: people type it again.
+    """
+    if not row.here:  # on another machine of that home
+        address = Address("ssh", host=row.host, user=address.user)
+    with contextlib.suppress(AddressError):
+        reached = parse(str(dataclasses.replace(address, name=row.name)))
+        if (reached.host, reached.name) == (address.host, row.name):
+            return str(reached)
+    return ""
 
 
 def table(rows: list[Row]) -> list[str]:

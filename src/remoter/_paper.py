@@ -122,20 +122,22 @@ class Paper:
             return
         if not self.held:
             self.last = (self.last + text).rpartition("\n")[2].rstrip("\r").rsplit("\r", 1)[-1]
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        self._put(text.encode(encoding, "replace").decode(encoding))
+        self.put(text)
 
     def hold(self, *, same_line: bool) -> None:
         """A line is going to be read: after an unfinished one, or (`same_line`) as its continuation."""
         self.write()
         self.held = True
         if self.last and same_line and len(self.last) < columns():
-            self._put("\r\x1b[K" if self.stream.isatty() else "")
+            self.put("\r\x1b[K" if self.stream.isatty() else "")
         elif self.last:
-            self._put("\n")
+            self.put("\n")
             self.last = ""
 
-    def _put(self, text: str) -> None:
+    def put(self, text: str) -> None:
+        """Write it at once, whatever is held."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
         # A terminal that was closed takes nothing more: that is no error, we are leaving.
         with contextlib.suppress(OSError):
             self.stream.write(text)
@@ -168,7 +170,7 @@ class Silence:
         self._host = host
         self._say = say
         self._state = state
-        self._told = False
+        self._told = self._known = False
         self._reasons: set[str] = set()
 
     def look(self, state: LinkState) -> None:
@@ -176,10 +178,14 @@ class Silence:
         if state.state in ("lost", "connecting"):
             self.since = self.since or state.since
             return
-        if self._told and self.since is not None and state.state == "ok":
+        if (self._told or self._known) and self.since is not None and state.state == "ok":
             self._say(f"back after {duration(time.time() - self.since)}")
-        self.since, self._told = None, False
+        self.since, self._told, self._known = None, False, False
         self._reasons.clear()
+
+    def note_known(self) -> None:
+        """The person knows by other means that the link is lost, and wants to know when it is back."""
+        self._known = True
 
     def tell(self) -> None:
         """Say it, once, after a while: short breaks mend themselves. Then each new reason, once."""

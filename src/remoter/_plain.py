@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import sys
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ._prompt import Prompt
+
+
+GLANCE = 0.2  # seconds between looks whether Ctrl-C was pressed
 
 
 class Face(Protocol):
@@ -85,7 +89,9 @@ class PlainFace:
 
     def _input(self, text: str, *, hidden: bool = False) -> str:
         over = threading.Event()
-        thread = threading.Thread(target=self._write_news, args=(over,), name="remoter-news", daemon=True)
+        thread = threading.Thread(
+            target=self._write_news, args=(text, over), name="remoter-news", daemon=True
+        )
         thread.start()
         self.is_reading = True
         try:
@@ -93,7 +99,13 @@ class PlainFace:
                 import getpass
 
                 return getpass.getpass(text)
-            return input(text)
+            if not _can_wait():
+                return input(text)
+            # `input()` does not see a Ctrl-C that comes just before it blocks.
+            self._owner.paper.put(text)
+            while not select.select([sys.stdin], [], [], GLANCE)[0]:
+                pass
+            return input()
         except (EOFError, KeyboardInterrupt):
             self._owner.write("\n")  # after the `^C`, or the question
             raise
@@ -103,12 +115,15 @@ class PlainFace:
             self._owner.news.wake()
             thread.join()
 
-    def _write_news(self, over: threading.Event) -> None:
+    def _write_news(self, text: str, over: threading.Event) -> None:
+        """What comes stands on lines of its own, after the prompt or question; that is then shown again."""
+        paper = self._owner.paper
         while not over.is_set():
             self._owner.news.wait(1.0)
-            if not over.is_set():
-                self._owner.take_news()
-                self._owner.paper.write()
+            if not over.is_set() and self._owner.take_news() and not over.is_set():
+                paper.put("\n")
+                paper.write()
+                paper.put(text)
 
     def stop(self) -> None:
         """`input()` cannot be ended from outside; the next line will find out."""
@@ -142,6 +157,13 @@ def has_terminal() -> bool:
     if threading.current_thread() is not threading.main_thread() or _is_loop_running():
         return False
     return os.name == "nt" or not (os.environ.get("TERM", "dumb") == "dumb" or "INSIDE_EMACS" in os.environ)
+
+
+def _can_wait() -> bool:
+    """Whether a line on standard input can be waited for before it is read: not where readline reads keys."""
+    if os.name == "nt" or "readline" in sys.modules or sys.stdin is not sys.__stdin__:
+        return False
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def is_piped() -> bool:

@@ -20,6 +20,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _verbs
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ._client import Run, Session
 
 REPEAT = 2.0  # seconds in which another Ctrl-C is about the same thing
+PATIENCE = 1.0  # seconds that a command may wait for its turn before we say for what
 
 
 # --- the prompt -------------------------------------------------------------------------------
@@ -80,6 +82,7 @@ class Prompt:
         self.label = ""
         self.left: Left | None = None
         self.done: dict[str, Any] | None = None
+        self.queue = Queue(self)
         self.asks: dict[tuple[RunId, int], Event] = {}
         # Ctrl-C: how often, when last, and whether anything has happened since.
         self.presses = 0
@@ -200,7 +203,7 @@ class Prompt:
         self.following = _same(run_id)
         self.done = None
         self.presses = self.pressed = 0
-        started, waiting_said = time.monotonic(), False
+        self.queue.clear()
         try:
             while True:
                 self.take_and_write()
@@ -233,16 +236,7 @@ class Prompt:
                     self.take_and_write()
                     if self.done is None:
                         return self._end_without_word(run)
-                if self.silence.since is not None:
-                    started = time.monotonic()
-                if (
-                    run is not None
-                    and run.status == "queued"
-                    and not waiting_said
-                    and time.monotonic() - started > 1.0
-                ):
-                    waiting_said = True
-                    self.say("waits for the running command of another client; Ctrl-C takes it back")
+                self.queue.look()
         finally:
             self.following = None
             self.asks = {key: ask for key, ask in self.asks.items() if key[0] != _same(run_id)}
@@ -499,6 +493,7 @@ class Prompt:
         is_followed = event.run is not None and _same(event.run) == self.following
         if is_followed:
             self.heard_since_press = True
+            self.queue.note(event.kind)
         data = event.data or {}
         match event.kind:
             case "stdout" | "stderr":
@@ -650,6 +645,43 @@ class Prompt:
     def write_local(self, text: str) -> None:
         self.paper.end_line()
         self.write(text)
+
+
+class Queue:
+    """Why the run that we follow does not begin: said when the session itself says that it does another.
+
+    That it is not heard of proves nothing: the network may be frozen.
+    """
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+        self.clear()
+
+    def clear(self) -> None:
+        """Another run is followed."""
+        self._since: float | None = None
+        self._asked: Future[dict[str, Any]] | None = None
+
+    def note(self, kind: str) -> None:
+        """An event of the run has come: `queued` is the first, and any other means that it has begun."""
+        self.clear()
+        if kind == "queued":
+            self._since = time.monotonic()
+
+    def look(self) -> None:
+        """Ask the session when the run has waited for a while; say what it answered."""
+        if self._since is None or time.monotonic() - self._since < PATIENCE:
+            return
+        if self._asked is None:
+            with contextlib.suppress(RemoterError):
+                self._asked = self._prompt.session._link.query("info")
+                self._asked.add_done_callback(lambda _: self._prompt.news.wake())
+        elif self._asked.done():
+            asked, self._asked, self._since = self._asked, None, time.monotonic()
+            info = {} if asked.exception() else asked.result()
+            if info.get("busy") and info.get("run") and _same(info["run"]) != self._prompt.following:
+                self.clear()
+                self._prompt.say("waits for the running command of another client; Ctrl-C takes it back")
 
 
 def _same(run: Any) -> RunId:

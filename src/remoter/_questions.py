@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._ssh import Ssh
 
 AFTER_ANSWER = 10.0  # seconds in which ssh may ask on, or be back, before anything else is typed
+ASKS_AGAIN = "Permission denied, please try again."  # ssh, before it asks for the password again
 TOO_LATE = 100.0  # seconds after which servers, as a rule, have given up on who logs in
 
 
@@ -80,8 +81,9 @@ class Inbox:
         self._wake()
 
     def tell(self, text: str) -> None:
-        """What ssh says beside its questions."""
-        self._told.extend(escape(line) for line in text.splitlines() if line.strip())
+        """What ssh says beside its questions; that an answer was wrong we say ourselves when it asks again."""
+        lines = [line.strip() for line in text.splitlines()]
+        self._told.extend(escape(line) for line in lines if line and line != ASKS_AGAIN)
         self._wake()
 
     # --- in the main thread ------------------------------------------------------------------
@@ -155,6 +157,7 @@ class SshQuestions:
         else:
             return
         question.is_announced = True
+        prompt.silence.note_known()
 
     def put(self) -> None:
         """Put the questions to the person, one after the other.
@@ -190,6 +193,7 @@ class SshQuestions:
             if not question.is_announced:
                 prompt.write_line(f"-- ssh asks, to come back to {prompt.host}; Ctrl-C offers to leave")
         question.is_announced = True
+        prompt.silence.note_known()
         try:
             with aside:
                 text = question.text.rstrip() + " "

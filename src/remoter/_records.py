@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         return not self.is_here or is_locked(Path(self.directory) / "lock")
 
 
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode)
+    return False
+
+
 def write_record(record: Record) -> None:
     """Publish the session to this user's clients.
 
@@ -90,7 +97,7 @@ def read_record(path: Path) -> Record:
     name = path.stem.removeprefix(f"{host_name()}-")
     try:
         return msgspec.json.decode(read_private(path), type=Record)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise RemoterError(
             f"cannot read the connection file `{path}`",
             cause=str(error),
@@ -98,6 +105,9 @@ def read_record(path: Path) -> Record:
             id="private-file",
         ) from None
     except RemoterError as error:
+        if not _is_file(path):
+            error.hints = (f"it is no connection file: remove it, `rm -r {path}`",)
+            raise
         error.hints = (
             f"if nobody else can have read it, `chmod 600 {path}`",
             f"otherwise `rm {path}`, and end the session: `remoter stop {name}`",
@@ -122,12 +132,14 @@ def records(wanted: str | None = None) -> Iterator[Record]:
         except RemoterError as error:
             if wanted is not None and path == record_path(host_name(), wanted):
                 raise
-            warn(f"left out: {error.message} ({error.cause}); {error.hints[0]}")
+            cause = f" ({error.cause})" if error.cause else ""
+            warn(f"left out: {error.message}{cause}; {error.hints[0]}")
             continue
         if record.is_alive:
             yield record
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nobody may write there now
+                path.unlink()
 
 
 def record_here(name: str) -> Record | None:

@@ -14,6 +14,9 @@ from ._address import Address, key_from_text, key_to_text, parse
 from ._config import config_directory, read_private, write_private
 from ._errors import AddressError, NameNotFoundError, RemoterError
 
+FIRST_SESSION = "main"
+"""What a session is called that nobody gave a name."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -61,7 +64,7 @@ def check_name(name: str) -> None:
     """Whether addresses can have that name.
 
     Raises:
-        AddressError: it is no word, and would be taken for something else.
+        AddressError: it would be taken for something else.
     """
     try:
         is_word = parse(name).word == name != ""
@@ -69,6 +72,12 @@ def check_name(name: str) -> None:
         is_word = False
     if not is_word:
         raise AddressError(f"`{name}` cannot be a name", hints="a name has letters, digits, `-`, `_` and `.`")
+    if name == FIRST_SESSION:
+        raise AddressError(
+            f"`{name}` cannot be the name of an address",
+            cause="it is that of the first session on each machine, and would mean now the one, now the other",
+            hints="take that of the machine, or of what you do there",
+        )
 
 
 def save_name(
@@ -142,14 +151,22 @@ def _write(saved: dict[str, Saved]) -> None:
     write_private(_path(), msgspec.json.format(msgspec.json.encode(entries), indent=1))
 
 
-def find_ssh(text: str | None) -> Saved | None:
+def find_ssh(
+    text: str | Saved | None, *, prelude: str | None = None, python: str | None = None
+) -> Saved | None:
     """What that address means, if it goes through ssh: as written, or saved under that name.
 
     A session of that name on this machine comes first, as everywhere.
+
+    Args:
+        text: the address; or what it was found to mean.
+        prelude, python: in place of what is saved.
     """
+    if isinstance(text, Saved):
+        return text
     address = parse(text)
     if address.kind == "ssh":
-        return Saved(address)
+        return Saved(address, prelude=prelude, python=python)
     if address.kind != "word":
         return None
     from ._records import record_here
@@ -157,4 +174,6 @@ def find_ssh(text: str | None) -> Saved | None:
     if record_here(address.word) is not None:
         return None
     saved = read_saved().get(address.word)
-    return saved if saved is not None and saved.address.kind == "ssh" else None
+    if saved is None or saved.address.kind != "ssh":
+        return None
+    return dataclasses.replace(saved, prelude=prelude or saved.prelude, python=python or saved.python)

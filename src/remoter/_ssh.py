@@ -31,19 +31,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from . import _ssh_errors
 from ._address import Address
+from ._answer import ASKED, Answer, Found, failure
 from ._bootstrap import COMMAND, Task, render
-from ._channel import (
-    ASKED,
-    Answer,
-    Asker,
-    Channel,
-    Found,
-    Say,
-    can_ask_on_terminal,
-    command,
-    failure,
-    program,
-)
+from ._channel import Asker, Channel, Say, can_ask_on_terminal, command, program
 from ._config import LONGEST_SOCKET_PATH, is_locked, private_directory, runtime_directory
 from ._errors import AuthError, ConnectError, LinkLostError, RemoterError
 
@@ -77,6 +67,7 @@ class Wish(Protocol):
     python: str | None
     prelude: str | None
     install: bool
+    is_typed: bool
     ask_ssh: Asker | None
 
 
@@ -88,7 +79,8 @@ def begin(address: Address, wish: Wish) -> Ssh:
     """
     verb: Literal["find", "start"] = "find" if wish.existing or wish.start is False else "start"
     task = Task(verb, name=address.name, lang=wish.lang, python=wish.python, prelude=wish.prelude)
-    return Ssh(address, task, ask=wish.ask_ssh, install=wish.install, say=say_to_person)
+    how = {"install": wish.install, "is_typed": wish.is_typed}
+    return Ssh(address, task, ask=wish.ask_ssh, say=say_to_person, **how)
 
 
 def say_to_person(text: str) -> None:
@@ -177,6 +169,7 @@ class Ssh:
         task: find a session or start one, and how.
         ask: answers what ssh asks where there is no terminal; None: nobody.
         install: put remoter there first.
+        is_typed: the person has just said how to start a session, and should hear if that is of no use.
         say: tells the person what goes on.
     """
 
@@ -187,9 +180,10 @@ class Ssh:
         *,
         ask: Asker | None = None,
         install: bool = False,
+        is_typed: bool = True,
         say: Say = lambda text: None,
     ) -> None:
-        self.address, self.install, self.say = address, install, say
+        self.address, self.install, self.is_typed, self.say = address, install, is_typed, say
         self.task = dataclasses.replace(task, stay=True)
         self.asker: Asker | None = None
         """Whoever can be asked when ssh cannot come back without a password; called in a thread of ours."""
@@ -352,6 +346,13 @@ class Ssh:
                 hints=[f"name the one you mean: `{first}`", f"`remoter ls {self.address}` tells more"],
                 id="several",
             )
+        if found.damaged:
+            raise ConnectError(
+                f"cannot read a connection file on {host}",
+                cause=found.damaged,
+                hints=f"`remoter ls` on {host} says which; it may be of another version",
+                id="private-file",
+            )
         named = f"session `{self.address.name}`" if self.address.name else "session"
         raise ConnectError(
             f"no {named} runs on {host}",
@@ -378,7 +379,7 @@ class Ssh:
         if found.started:
             if elsewhere := self._elsewhere(found):
                 self.say(f"started `{self.record.name}` on {found.host}; {elsewhere}")
-        elif self.task.verb == "start":
+        elif self.task.verb == "start" and self.is_typed:
             unused = [
                 option
                 for option, value in (("prelude", self.task.prelude), ("python", self.task.python))

@@ -100,9 +100,18 @@ def escape(line: str) -> str:
     """One line of what another program printed: not too long, and harmless on any terminal."""
     shown = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in line.rstrip("\r\n").expandtabs(1)
+        for letter in line.rstrip("\r\n")[: LONGEST_LINE + 1].expandtabs(1)
     )
     return shown if len(shown) <= LONGEST_LINE else shown[: LONGEST_LINE - 3] + "..."
+
+
+def lasted(seconds: float) -> str:
+    """A duration for a person, to two digits or the second."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.{1 if seconds < 0.00995 else 0}f} ms"
+    if seconds < 0.995:
+        return f"{round(seconds * 100) * 10} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 and round(seconds, 1) % 1 else f"{seconds:.0f} s"
 
 
 # --- failures of which ssh says nothing ------------------------------------------------------
@@ -124,7 +133,7 @@ def shell_hangs(address: Address, noise: bytes, seconds: float) -> RemoterError:
     """Logged in, but the login shell never came to run our script."""
     return ConnectError(
         f"the login shell on `{address.host}` does not run what it is given",
-        cause=_last_words(noise, f"no answer for {seconds:g} s"),
+        cause=_last_words(noise, f"no answer for {lasted(seconds)}"),
         hints=_look_into_startup(address),
         id="ssh-shell",
     )
@@ -147,7 +156,7 @@ def no_answer_from_shell(address: Address, noise: bytes, seconds: float) -> Remo
     """Our script had begun there, and then said no more."""
     return ConnectError(
         f"`{address.host}` began to answer and then said nothing more",
-        cause=_last_words(noise, f"nothing for {seconds:g} s"),
+        cause=_last_words(noise, f"nothing for {lasted(seconds)}"),
         hints=f"`{typed(address, 'uptime')}` shows whether that machine has too much to do",
         id="ssh-shell",
     )
@@ -400,7 +409,7 @@ _TABLE: list[tuple[str, _Builder]] = [
         "it is not running there, or another port is meant: `ssh://HOST:PORT`",
         id="ssh-refused",
     ),
-    _case(r"^ssh: connect(?: to host \S+ port [0-9]+)?: .*timed out", *_NO_ANSWER, id="ssh-timeout"),
+    _case(r"^ssh: connect to host \S+ port [0-9]+: .*timed out", *_NO_ANSWER, id="ssh-timeout"),
     _case(
         r"^ssh: connect to host (\S+) port [0-9]+: ",
         "there is no way to {whom}",

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import __version__
 from ._address import DEFAULT_PORT, Address, through_ssh
-from ._channel import told
+from ._answer import told
 from ._config import host_name, record_path
 from ._connection import Place
 from ._errors import (
@@ -134,6 +134,7 @@ class Wish:
     install: bool = False
     ask_ssh: AskPerson | None = None  # answers what ssh asks, where there is no terminal
     ssh: Ssh | None = None  # the way to the address, already begun
+    is_typed: bool = True  # prelude and python were given now, and do not come with a saved name
 
     @property
     def remaining(self) -> float:
@@ -166,6 +167,7 @@ def find(address: Address, wish: Wish) -> Target:
     if (saved := read_saved().get(address.word)) is not None:
         greeting = f"saved name `{address.word}`, which is {saved.address}"
         if saved.address.kind == "ssh":
+            wish.is_typed = bool(wish.prelude or wish.python)
             wish.prelude = wish.prelude or saved.prelude
             wish.python = wish.python or saved.python
             return _through_ssh(saved.address, wish, greeting, address)

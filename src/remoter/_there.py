@@ -13,11 +13,11 @@ import msgspec
 
 from . import _ssh_errors
 from ._address import Address
+from ._answer import ASKED, Answer, Found, failure, told
 from ._bootstrap import Task
-from ._channel import ASKED, Answer, Channel, Found, can_ask_on_terminal, command, failure, told
 from ._errors import AddressError, ConnectError, RemoterError
 from ._saved import Saved
-from ._ssh import say_to_person
+from ._ssh import Ssh, say_to_person
 from ._ssh_errors import escape
 
 __all__ = ["ask_there", "check_there", "escape", "log_there", "print_there", "read_there"]
@@ -45,11 +45,12 @@ def run_there(
     Raises:
         ConnectError, AuthError, KeyChangedError: it was not reached. ConnectError: no remoter is there.
     """
-    task = Task("run", prelude=prelude, arguments=tuple(arguments))
-    asks = can_ask_on_terminal()
-    with Channel(command(address, batch=not asks, ControlMaster="no"), task, on_terminal=asks) as channel:
-        answer = Answer(channel, address, asks, min(timeout, ASKED), say=say_to_person)
-        found = Found.of(answer.read("raw"))
+    way = Ssh(address, Task("run", prelude=prelude, arguments=tuple(arguments)), say=say_to_person)
+    try:
+        channel, asks = way.opening, way.asks
+        assert channel is not None
+        is_in = lambda: channel.is_in  # noqa: E731
+        found = Found.of(Answer(channel, address, asks, min(timeout, ASKED), is_in, way.say).read("raw"))
         if found.failed:
             raise failure(found, address)
         output = channel.read_rest(timeout).decode(errors="replace")
@@ -58,6 +59,8 @@ def run_there(
         if code is None or code < 0 or (code == 255 and not is_its_own):
             raise _ssh_errors.explain("\n".join(channel.said), code, address, may_ask=asks)
         return subprocess.CompletedProcess(arguments, code, output, "\n".join(channel.said))
+    finally:
+        way.close()
 
 
 def check_there(there: Saved, done: subprocess.CompletedProcess[str]) -> None:

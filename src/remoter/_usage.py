@@ -42,6 +42,7 @@ EXAMPLES = """
   remoter client                        a prompt on it
 """
 
+LONGEST_CAUSE = 300  # characters
 
 AS_TYPED = {  # what errors name as Python spells it, and how the command line does
     "`secure=False` (`--insecure`)": "`--insecure`",
@@ -90,10 +91,11 @@ class AddressOrCommand(click.Group):
     ADDRESS = "remoter.address"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        first = next((word for word in args if not word.startswith("-")), "")
-        if "://" in first:
-            ctx.meta[self.ADDRESS] = first
-            args = [word for word in args if word != first]
+        # Of what options are given, nothing is an address.
+        _, rest, _ = self.make_parser(ctx).parse_args(list(args))
+        if rest and "://" in rest[0]:
+            ctx.meta[self.ADDRESS] = rest[0]
+            args = [*args[: len(args) - len(rest)], *rest[1:]]
         return super().parse_args(ctx, args)
 
 
@@ -132,6 +134,7 @@ class Target:
         start: whether one is started if none runs; None: only through ssh.
         existing: the command is for a session that runs, and never starts one.
         prelude, lang, python, install: for a session that is started; what is None, a saved name may say.
+            The prelude also for whatever else runs there.
     """
 
     ask_ssh: Callable[[str, bool], str | None] | None = None  # at a terminal, ssh itself asks
@@ -156,25 +159,25 @@ class Target:
         self.start = False if existing else start
         self.prelude, self.python, self.install = prelude, python, install
         self.lang = lang or "python"
+        self.is_typed = bool(prelude or python)  # not only saved: then it is news where it is not used
         self._ssh: Ssh | None = None
 
     @cached_property
     def there(self) -> Saved | None:
-        """The ssh address that is meant, if it is one."""
+        """The ssh address that is meant, if it is one, with what was typed in place of what is saved."""
         if self.address is None:
             return None
         from ._saved import find_ssh
 
-        return find_ssh(self.address)
+        return find_ssh(self.address, prelude=self.prelude, python=self.python)
 
     def __enter__(self) -> Target:
         """Start to log in through ssh: what else takes long may be done meanwhile."""
-        self._check()
+        self.check()
         if self.there is not None and self._ssh is None and self.password_file is None:
             from ._ssh import begin
 
-            self.prelude = self.prelude or self.there.prelude
-            self.python = self.python or self.there.python
+            self.prelude, self.python = self.there.prelude, self.there.python
             self._ssh = begin(self.there.address, self)
         return self
 
@@ -236,21 +239,27 @@ class Target:
         before = save_name(
             name,
             saved.address,
-            prelude=self.prelude or saved.prelude,
+            prelude=saved.prelude,
             lang=saved.lang,
             python=self.python or saved.python,
         )
         instead = f" in place of {before}" if before else ""
         tell(f"-- saved as `{name}`{instead}: remoter client {name}")
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse what is for ssh where none is meant."""
         for option, value in [("--prelude", self.prelude), ("--install", self.install)]:
             if value and self.there is None:
-                host = (self.address or "HOST").partition(":")[0]
-                raise Usage(
-                    f"`{option}` is for a session on another machine that ssh reaches",
-                    f"give its address as `ssh://{host}`",
-                )
+                raise only_through_ssh(option, self.address)
+
+
+def only_through_ssh(option: str, address: str | None) -> Usage:
+    """The option was given with an address that is here, or a port."""
+    host = (address or "HOST").partition(":")[0]
+    return Usage(
+        f"`{option}` is for a session on another machine that ssh reaches",
+        f"give its address as `ssh://{host}`",
+    )
 
 
 def reaching(
@@ -262,15 +271,21 @@ def reaching(
         address: the command takes one.
         start: it starts a session where none runs.
     """
-    options = [password_option, insecure_option, *(STARTING if start else ())]
+    options = [password_option, insecure_option, prelude_option, *(STARTING if start else ())]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def with_target(
-            insecure: bool, password_file: str | None, address: str | None = None, **more: Any
+            insecure: bool,
+            password_file: str | None,
+            prelude: str | None,
+            address: str | None = None,
+            **more: Any,
         ) -> Any:
             how = _how_to_start(more) if start else {}
-            target = Target(address, insecure, password_file, existing=not start, **how)
+            target = Target(address, insecure, password_file, existing=not start, prelude=prelude, **how)
+            if not start:  # what starts one may be given its address later
+                target.check()
             return function(target, **more)
 
         decorated: Callable[..., Any] = with_target
@@ -283,7 +298,7 @@ def reaching(
 
 def _how_to_start(options: dict[str, Any]) -> dict[str, Any]:
     """Take out of the options what says how a session is started."""
-    how = {name: options.pop(name) for name in ("prelude", "lang", "python", "install")}
+    how = {name: options.pop(name) for name in ("lang", "python", "install")}
     start, no_start = options.pop("start"), options.pop("no_start")
     if start and no_start:
         raise Usage("`--start` and `--no-start` exclude each other", "leave one of them out")
@@ -298,11 +313,13 @@ password_option = click.option(
 insecure_option = click.option(
     "--insecure", is_flag=True, help="No encryption, anyone is admitted; both sides must say so."
 )
+prelude_option = click.option(
+    "--prelude", metavar="TEXT", help="Shell text that runs there first: `module load python`."
+)
 STARTING = (
     click.option("--install", is_flag=True, help="Put remoter there, through ssh, if it is missing."),
     click.option("--python", metavar="PATH", help="The interpreter of a session that is started."),
     click.option("--lang", type=click.Choice(["python"]), help="The language of a session that is started."),
-    click.option("--prelude", metavar="TEXT", help="Shell text that runs there first: `module load python`."),
     click.option("--no-start", is_flag=True, help="Start none, also not through ssh."),
     click.option("--start", is_flag=True, help="Start a session if none runs: also here."),
 )
@@ -340,7 +357,12 @@ def report(error: Exception, *, debug: bool) -> int:
         tell(f"error: {error}   [timeout]")
         return 124
     if not isinstance(error, RemoterError):
-        tell("error: remoter itself failed; the lines above are for its authors   [bug]")
+        # With a cause in one line: where a client asked for it over ssh, that is what he sees.
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        at = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in where)  # noqa: PTH119
+        said = next(iter(str(error).splitlines()), "")[:LONGEST_CAUSE]
+        tell("error: remoter itself failed; a traceback is for its authors   [bug]")
+        tell(f"cause: {type(error).__name__}: {said}{at}")
         return 1
     is_traceback = isinstance(error, RunError) and not isinstance(error, SessionDiedError)
     tell(render(error) if is_traceback else as_typed(render(error)))

@@ -32,6 +32,7 @@ import msgspec
 
 from . import __version__
 from ._requirements import follow, normalize
+from ._ssh_errors import escape
 
 FETCHING = 120.0
 """Seconds in which one program has to fetch all wheels."""
@@ -58,6 +59,19 @@ class Far(msgspec.Struct, kw_only=True):
     machine: str
     libc: str = ""  # "glibc", "musl", or nothing
     release: str = ""  # of the libc, or of macOS
+
+    def __post_init__(self) -> None:
+        """It comes from elsewhere, and becomes arguments of programs here."""
+        words = {
+            "python": (self.environment.get("python_version", ""), r"3\.[0-9]{1,3}"),
+            "system": (self.system, r"[\w.-]{0,40}"),
+            "machine": (self.machine, r"\w{1,40}"),
+            "libc": (self.libc, r"\w{0,10}"),
+            "release": (self.release, r"[0-9.]{0,40}"),
+        }
+        for name, (value, pattern) in words.items():
+            if not re.fullmatch(pattern, value, re.ASCII):
+                raise ValueError(f"{value[:40]!r} is no {name}")
 
     @property
     def python(self) -> str:
@@ -312,7 +326,10 @@ def _run(command: list[str], directory: Path, until: float) -> None:
 
 
 def last_words(lines: list[str]) -> str:
-    """The line of a program's output that says best why it failed, and how the network was, if that was it."""
+    """The line of a program's output that says best why it failed, and how the network was, if that was it.
+
+    Harmless on any terminal, whoever printed it.
+    """
     lines = [re.sub(r"^with \w+: ", "", line).strip(" \t\r│╰─▶\u00d7") for line in lines]
     errors = [line for line in lines if re.match(r"(ERROR|error|Error|OSError)\b", line)]
     words = [line for line in lines if line and not line.startswith(("hint", "[notice]", "WARNING"))]
@@ -322,7 +339,7 @@ def last_words(lines: list[str]) -> str:
     network = _NETWORK.search(" ".join(lines))
     if network and network[0].lower() not in line.lower():
         line = f"{line} ({network[0].lower()})"
-    return line[:300] or "it said nothing"
+    return escape(line) or "it said nothing"
 
 
 def _bundled_pip() -> Path | None:
