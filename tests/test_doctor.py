@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from remoter import _answer, _doctor, _saved
+from remoter import _answer, _doctor, _doctor_ssh, _saved, _ssh
 from remoter._address import parse
 
 from .sshd import processes_of
@@ -29,6 +30,12 @@ STEPS = [
     "rate",
     "terminal",
 ]
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 def examine(address):
@@ -185,6 +192,47 @@ def test_a_shell_that_hangs(ssh_host, monkeypatch):
     assert "does not run what it is given" in seen
     assert "Pick a project:" in seen
     assert ".bashrc" in hints
+
+
+def test_what_a_shell_prints_commands_no_terminal(ssh_host, monkeypatch, capfd):
+    there = ssh_host(shell="printf '\\033]0;pwn\\007 hello\\n' >&2; sleep 1.5; exec /bin/sh \"$@\"\n")
+    monkeypatch.setattr(_ssh, "can_ask_on_terminal", lambda: True)
+    assert examine(there.address)["login shell"]["mark"] in ("ok", "note")
+    said = capfd.readouterr().err
+    assert r"-- \x1b]0;pwn\x07 hello" in said
+    assert "\x1b" not in said
+
+
+def test_on_a_slow_network_the_figure_is_told_with_fewer_echoes(home):
+    slow = program(home / "slow", "while read -r line; do sleep 0.5; printf '%s\\n' \"$line\"; done")
+    began = time.monotonic()
+    seconds = _doctor_ssh._echo([slow])
+    assert 0.5 < seconds < 1.5
+    assert time.monotonic() - began < 5
+    assert _doctor_ssh._echo(["/bin/true"]) is None
+
+
+@pytest.mark.parametrize("last", ["connection", "session", "key", "round trip"])
+def test_a_network_that_freezes_ends_each_step_in_time_and_says_that_it_waits(
+    ssh_host, monkeypatch, capfd, last
+):
+    for name, seconds in [("LOGIN", 2.0), ("PATIENCE", 1.0), ("WAITING", 0.5)]:
+        monkeypatch.setattr(_doctor_ssh, name, seconds)
+    there = ssh_host()
+    start_session(there)
+    if last == "connection":
+        there.freeze()
+    found = {}
+    began = time.monotonic()
+    for step in _doctor.examine(there.address):
+        found[step["step"]] = step
+        if step["step"] == last:
+            there.freeze()
+            began = time.monotonic()
+    assert time.monotonic() - began < 15
+    assert found["round trip"]["mark"] != "ok" or last == "round trip"
+    assert "no answer yet" in capfd.readouterr().err
+    assert there.clients() == []
 
 
 def test_without_remoter_the_ways_to_get_it_are_shown(ssh_host):

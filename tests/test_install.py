@@ -3,6 +3,7 @@
 import itertools
 import os
 import queue
+import random
 import re
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from remoter import __version__, _install, _requirements, _wheels
+from remoter import __version__, _install, _installer, _requirements, _wheels
 from remoter._bootstrap import COMMAND
 from remoter._errors import ConnectError, RemoterError, render
 
@@ -229,7 +230,11 @@ def test_where_no_side_reaches_an_index_what_is_installed_here_is_sent(there, no
     assert there.content() == ["bin", f"env-{__version__}", "bin/remoter"]
     assert there.said[0] == f"putting remoter {__version__} into ~/.local/share/remoter on big"
     assert any("packed from what is installed here" in text for text in there.said)
-    assert there.said[-1] == f"installed remoter {__version__} on big: {there.link}"
+    last = (
+        rf"installed remoter {re.escape(__version__)} on big in \d+(\.\d)? m?s: {re.escape(str(there.link))}"
+    )
+    assert re.fullmatch(last, there.said[-1])
+    assert any(re.search(r"sending \d+ wheels, \d+\.\d MB, for ", text) for text in there.said)
     assert sorted(path.name for path in there.home.iterdir()) == [".local", ".profile"]
 
     before = os.stat(there.link)
@@ -258,7 +263,7 @@ def test_what_only_an_index_here_has_is_fetched_here(there, small, quick_index):
     }
     assert there.install() == "0.0.1"
     assert list(there.place.glob("env-0.0.1/lib/python*/site-packages/click"))
-    assert any(re.search(r"sending 1 wheels .* fetched by (pip|uv)", text) for text in there.said)
+    assert any(re.search(r"sending 1 wheel, .* fetched by (pip|uv)", text) for text in there.said)
 
 
 def test_an_upgrade_keeps_the_environment_before_and_takes_away_what_is_older_or_half(there, small, no_index):
@@ -270,6 +275,43 @@ def test_an_upgrade_keeps_the_environment_before_and_takes_away_what_is_older_or
         assert there.version() == f"remoter {version}"
         assert not (there.place / ".install-killed").exists()
     assert there.content() == ["bin", "env-0.0.2", "env-0.0.3", "bin/remoter"]
+
+
+def test_an_environment_stays_as_long_as_a_session_runs_from_it(there, small, no_index):
+    for version in ["0.0.1", "0.0.2", "0.0.3", "0.0.4"]:
+        small(version)
+        there.install()
+        if version == "0.0.1":
+            python = there.place / "env-0.0.1/bin/python"
+            running = subprocess.Popen([python, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE)
+        if version == "0.0.2":  # a session on another machine that has the same home
+            record = there.home / ".local/state/remoter/servers/far-main.json"
+            record.parent.mkdir(parents=True)
+            record.write_text('{"host": "far", "version": "0.0.2"}')
+    assert there.content()[1:-1] == ["env-0.0.1", "env-0.0.2", "env-0.0.3", "env-0.0.4"]
+    running.communicate(b"\n", timeout=5)
+    record.unlink()
+    small("0.0.5")
+    there.install()
+    assert there.content()[1:-1] == ["env-0.0.4", "env-0.0.5"]
+
+
+def test_a_newer_one_stays(there, small, no_index):
+    before = old_one(there, small)
+    small("0.0.1rc2")
+    assert there.install() == "0.0.1"
+    assert there.said[1:] == [
+        f"remoter 0.0.1 is on big, newer than the 0.0.1rc2 here, and stays: {there.link}"
+    ]
+    assert there.content() == before
+
+
+def test_versions_are_told_apart_by_age():
+    versions = ["1.10", "1.2", "1.0.post1", "1.0", "1.0rc2", "1.0rc1", "1.0.dev3", "0.9"]
+    assert sorted(versions, key=_installer.rank, reverse=True) == versions
+    assert _installer.rank("1.0rc1") < _installer.rank("1.0rc2") < _installer.rank("1.0")
+    assert _installer.rank("1.0+local") == _installer.rank("1")
+    assert _installer.rank("what?") < _installer.rank("0.0.1")
 
 
 def test_one_that_does_not_answer_is_replaced_by_the_same_version(there, small, no_index):
@@ -462,11 +504,107 @@ def test_without_install_the_error_names_the_three_ways():
         "[no-remoter]",
         "python3 3.11.2",
         "remoter client ssh://ana@big --install",
-        "uv tool install",
+        "as you did here",
         "--prelude",
     ]:
         assert part in shown
+    assert "uv tool install" not in shown  # no index may have it
     assert "nor is there a `python3`" in render(_install.missing(None, "big", "ssh://big"))
+
+
+# --- a far end that says anything ------------------------------------------------------------
+
+EVIL = "\x1b]0;pwn\x07\x1b[2J"
+OWN = "ask-own {}"
+
+
+def answer(lines, there, monkeypatch):
+    """What comes of a dialogue with a far end that says these lines."""
+    nonces = []
+    monkeypatch.setattr(_install.secrets, "token_hex", lambda count: nonces.append("n") or "n")
+    monkeypatch.setattr(
+        _install, "pack_own", lambda into: Path(shutil.copy(__file__, into / "remoter-1-py3-none-any.whl"))
+    )
+    monkeypatch.setattr(_install, "gather", lambda own, far, into, until: "packed")
+    text = b"".join(line if isinstance(line, bytes) else f"remoter:n {line}\n".encode() for line in lines)
+
+    said = there.home / "said"
+    said.write_bytes(text)
+
+    def start(script):
+        process = subprocess.Popen(
+            ["/bin/cat", said], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        there.processes.append(process)
+        return process
+
+    return _install.install(start, there.said.append, host="big", prelude=None)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [OWN, "ask-all {bad"],
+        ["ask-all {}", OWN],
+        [OWN, OWN],
+        [OWN, "ask-all " + "[" * 60_000],
+        [OWN, 'ask-all {"environment": {}, "system": "Linux", "machine": "x86_64"}'],
+        [OWN, 'ask-all {"environment": {"python_version": "3.12"}, "system": "", "machine": "-r /etc/x"}'],
+        ["step " + "x" * 200_000],
+        [b"remoter:n step " + b"x" * 200_000],
+        ["raw", b"x" * 200_000],
+        [],
+    ],
+    ids=lambda lines: str(lines)[:40],
+)
+def test_what_is_not_understood_ends_in_an_error(there, monkeypatch, lines):
+    with pytest.raises(ConnectError) as caught:
+        answer(["hello Linux x big", *lines], there, monkeypatch)
+    assert caught.value.id == "install"
+    assert render(caught.value).replace("\n", "").isprintable()
+    assert len(render(caught.value)) < 1000
+
+
+def test_any_line_in_any_order_ends_in_a_word_or_an_error(there, monkeypatch):
+    fine = 'ask-all {"environment": {"python_version": "3.12"}, "system": "Linux", "machine": "x86_64"}'
+    words = [
+        OWN,
+        fine,
+        "ask-all",
+        "ask-own",
+        "end",
+        "failed",
+        "failed python 1",
+        "failed prelude",
+        "have",
+        "old",
+    ]
+    words += [
+        "installed /x",
+        "newer",
+        f"said {EVIL}",
+        f"step {EVIL}",
+        f"old {EVIL}",
+        f"failed {EVIL}",
+        "",
+        "?",
+    ]
+    words += [b"\xff\n", b"remoter:n said \xff\n", f"installed {EVIL}", f"newer {EVIL} {EVIL}", f"{EVIL} x"]
+    chance = random.Random(7)
+    for _ in range(40):
+        there.said.clear()
+        try:
+            answer(chance.choices(words, k=chance.randrange(1, 7)), there, monkeypatch)
+        except RemoterError as error:
+            there.said.append(render(error).replace("\n", ""))
+        assert all(text.isprintable() for text in there.said), there.said
+
+
+def test_who_waits_long_is_told_how_it_goes(there, small, no_index, monkeypatch):
+    small("0.0.1", behaviour="time.sleep(0.7)")
+    monkeypatch.setattr(_install, "WAITING", 0.2)
+    there.install()
+    assert any(re.search(r"looking whether it runs, for \d+ ms now", text) for text in there.said)
 
 
 # --- wheels and requirements -----------------------------------------------------------------

@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+from remoter._keys import split_statements
 from remoter._pictures import kitty
+from remoter._questions import Inbox
 from remoter._records import records
 from remoter._verbs import LocalSide, judge, pieces
 
@@ -122,6 +124,43 @@ def test_code_sent_while_a_command_runs_is_run_afterwards(prompt):
     terminal.expect("\ngoing\n")
     terminal.type(SENT_BY_AN_EDITOR)
     terminal.expect("\nsum 6\nremoter>")
+
+
+def test_lines_typed_before_the_first_prompt_run_one_by_one(prompt):
+    terminal = prompt(ready=False)
+    terminal.type("1+1\r2+1\rfor i in 'ab':\r    print('letter', i)\r\r'th' + 'e end'\r3 +")
+    terminal.expect("\n'the end'\nremoter> 3 +")
+    assert "remoter> 1+1\n2\nremoter> 2+1\n3\nremoter> for i" in terminal.text()
+    assert "\nletter a\nletter b\nremoter> 'th'" in terminal.text()
+
+
+def test_lines_typed_while_a_command_runs_go_on_after_a_mistake_and_answer_questions(prompt):
+    terminal = prompt()
+    terminal.type("import time; print('go' + 'ing'); time.sleep(1)\r")
+    terminal.expect("\ngoing\n")
+    terminal.type("1/0\rname = input('who? ')\rAna\rname[::-1]\r")
+    terminal.expect("\n'anA'\nremoter>")
+    assert "ZeroDivisionError" in terminal.text()
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1 + 1\n2 + 1\n", 2),
+        ("\n1\n\n2\n\n", 4),
+        ("def f():\n    s = '''\nx\n'''\n\n    return s\n\nf()\n", 2),
+        ("if a:\n    b\n# c\nelse:\n    d\ne\n", 2),
+        ("@d\ndef g(): pass\nx = [1,\n2]\ny = 1 + \\\n2\n3\n", 4),
+        ("1 +\n%time x\n!ls\n1\n", 4),
+        ("%%time\nx\ny\n", 1),
+        ("for i in x:\n    a", 1),
+        ("1\n" * 1000, 1),
+    ],
+)
+def test_what_was_typed_ahead_is_cut_into_what_a_prompt_would_have_run(text, count):
+    pieces = split_statements(text)
+    assert len(pieces) == count
+    assert "".join(pieces) == text
 
 
 def test_a_marked_paste_waits_for_enter_whatever_its_length(prompt):
@@ -644,6 +683,18 @@ def test_a_silent_server_is_said_typing_goes_on_and_so_does_the_command(prompt, 
     terminal.expect_line("remoter>")
 
 
+def test_a_frozen_link_is_not_taken_for_another_client(prompt, served):
+    terminal = prompt()
+    os.kill(served.server_pid, signal.SIGSTOP)
+    try:
+        terminal.type("6 * 7\r")
+        terminal.expect(re.compile(r"^-- no answer from", re.MULTILINE), 12)
+    finally:
+        os.kill(served.server_pid, signal.SIGCONT)
+    terminal.expect("\n42\nremoter>")
+    assert "waits for" not in terminal.text()
+
+
 def test_a_lost_link_is_seen_under_the_line_that_is_typed(prompt, served):
     terminal = prompt()
     os.kill(served.server_pid, signal.SIGSTOP)
@@ -742,6 +793,26 @@ def test_a_dumb_terminal_gets_the_same_with_plain_input(prompt):
     terminal.type("exit()\n")
     assert terminal.expect_end() == 0
     assert f"left `{served_name(terminal)}`" in terminal.screen()
+
+
+def test_what_comes_at_a_dumb_terminal_stands_on_lines_of_its_own(prompt, served, tmp_path):
+    with served.connect() as other:
+        other.run(LATER)
+    terminal = prompt(term="dumb")
+    terminal.type(f"threading.Thread(target=later, args=['{tmp_path}/go'], daemon=True).start()\n")
+    terminal.expect(re.compile(r"start\(\)\nremoter>$"))
+    (tmp_path / "go").touch()
+    terminal.expect(
+        re.compile(r"^remoter>\nfrom behind 1\n(remoter>\n)?from behind 2\nremoter>$", re.MULTILINE)
+    )
+    terminal.type("6 * 7\n")
+    terminal.expect("remoter> 6 * 7\n42\nremoter>")
+
+
+def test_sshs_word_on_a_wrong_password_is_left_to_the_question_that_follows():
+    inbox = Inbox(lambda: None, lambda: False)
+    inbox.tell("Permission denied, please try again.\r\nthe host is full\n")
+    assert inbox.take_told() == ["the host is full"]
 
 
 def served_name(terminal):

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,28 @@ def test_the_greeting_says_where_and_leaving_says_the_way_back(prompt, ssh_host)
     assert f"session `main` on {host}: Python 3." in again.screen()
 
 
+def ssh_directories():
+    return list(Path(os.environ["REMOTER_RUNTIME_DIR"]).glob(".ssh-*"))
+
+
+def test_sigterm_leaves_nothing_behind_and_the_session_goes_on(prompt, ssh_host):
+    there = ssh_host()
+    terminal = prompt(there.address)
+    assert ssh_directories()
+    terminal.signal(signal.SIGTERM)
+    assert terminal.expect_end() == 143
+    assert not ssh_directories()
+    words = [*REMOTER, "batch", f"{there.address}/main", "-c", "import time; print('begun'); time.sleep(20)"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as batch:
+        assert batch.stdout.readline() == "begun\n"
+        assert ssh_directories()
+        batch.send_signal(signal.SIGTERM)
+        assert batch.wait(10) == 143
+    assert not ssh_directories()
+    wait_for(lambda: not there.clients(), 5, "ssh to end")
+    assert there.records()
+
+
 # --- the network goes away --------------------------------------------------------------------
 
 
@@ -139,6 +163,7 @@ def test_ssh_asks_at_an_empty_line_and_what_was_typed_stays(prompt, ssh_host):
     expect_question(terminal, 4)
     assert "-- that was not accepted; ssh asks again" in terminal.screen()
     terminal.type(PASSPHRASE + "\r")
+    terminal.expect(line(r"-- back after \d"))
     terminal.expect(line(r"remoter@\S+>$"))
     terminal.type("6 * 7\r")
     terminal.expect(line("42$"))
@@ -185,9 +210,7 @@ def test_a_dumb_terminal_is_asked_too(prompt, ssh_host):
     terminal.type("\n")
     expect_question(terminal, 2)
     terminal.type(PASSPHRASE + "\n")
-    terminal.wait_for(
-        lambda screen: len(re.findall(r"^remoter@\S+>", screen, re.MULTILINE)) == 2, 10, "the prompt"
-    )
+    terminal.expect(re.compile(r"^-- back after .*\nremoter@\S+>$", re.MULTILINE))
     terminal.type("6 * 7\n")
     terminal.expect(line("42$"))
     terminal.type("\x04")

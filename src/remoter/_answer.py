@@ -127,7 +127,8 @@ class Answer:
         if self.asks and now - self.began > QUIET:
             said = list(self.channel.said)
             for line in said[self.shown :]:
-                self.say(line)
+                if line != _ssh_errors.ASKS_AGAIN:  # the question that follows says it
+                    self.say(line)
             self.shown = len(said)
         if self.asks and now - self.began > WAITING and not self.has_told and not is_typing_hidden():
             self.has_told = True

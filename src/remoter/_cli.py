@@ -1,7 +1,8 @@
 """The command line: parses, calls, prints; on either machine, in the process that the shell starts.
 
 Only click is imported at the top, so that `remoter --help` is quick: each command imports
-what it needs. Errors of all commands end in `main()`, the one place that prints them.
+what it needs. Errors of all commands end in `main()`, the one place that prints them. It is long
+because the commands are to be seen side by side, with their options and help.
 """
 
 from __future__ import annotations
@@ -547,14 +548,12 @@ def doctor(target: Target, as_json: bool) -> int:
       remoter doctor ssh://ana@big
       remoter doctor big:55555
     """
-    from typing import cast  # here, as all that `--help` does not need
-
     from . import _doctor
 
     meant = (target.there if target.prelude else None) or target.address
     password = read_password(target.password_file)
     # It looks for the address with `find_ssh`, which takes what was found, too.
-    steps = _doctor.examine(cast("str | None", meant), password, secure=target.secure)
+    steps = _doctor.examine(meant, password, secure=target.secure)
     if as_json:
         found = list(steps)
         _print_json(found)

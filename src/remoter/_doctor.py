@@ -7,7 +7,6 @@ are; those of `ssh://host` are in `_doctor_ssh`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import socket
@@ -25,13 +24,12 @@ from ._config import host_name
 from ._errors import KeyChangedError, RemoterError
 from ._messages import PROTOCOL, common_protocol
 from ._records import Record, records
-from ._saved import find_ssh, saved_names
+from ._saved import Saved, find_ssh, saved_names
 from ._ssh_errors import escape, lasted
 
 if TYPE_CHECKING:
     from ._client import Session
     from ._login import ServerHello
-    from ._saved import Saved
 
 PATIENCE = 5.0  # seconds for each step
 ROUND_TRIPS = 5
@@ -65,21 +63,16 @@ class _Case:
             self.session.close()
 
 
-def examine(
-    text: str | None, password: str | None = None, *, secure: bool = True, prelude: str | None = None
-) -> Iterator[Step]:
+def examine(text: str | Saved | None, password: str | None = None, *, secure: bool = True) -> Iterator[Step]:
     """Try each step to that address; gives each with its mark (ok, note, bad, skip), what was seen, what to do."""
     saved = _find_ssh(text)
     if saved is not None:
         from ._doctor_ssh import Journey
 
-        if prelude is not None:
-            saved = dataclasses.replace(saved, prelude=prelude)
-
         journey = Journey(saved, _measure, secure=secure)
         yield from _walk(journey.steps(), journey.close)
     else:
-        case = _Case(text, password, secure)
+        case = _Case(None if isinstance(text, Saved) else text, password, secure)
         looks = {
             "name": _name,
             "port": _port,
@@ -94,7 +87,7 @@ def examine(
     yield {"step": "terminal", "mark": mark, "seen": seen, "do": do}
 
 
-def _find_ssh(text: str | None) -> Saved | None:
+def _find_ssh(text: str | Saved | None) -> Saved | None:
     try:
         return find_ssh(text)
     except RemoterError:

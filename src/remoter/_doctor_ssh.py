@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from . import __version__, _answer, _channel, _ssh_errors
-from ._bootstrap import Task
 from ._answer import Answer, Found
+from ._bootstrap import Task
 from ._errors import ConnectError, RemoterError
 from ._records import Record
 from ._security import fingerprint
@@ -498,7 +498,8 @@ def _read(output: IO[bytes], deadline: float) -> bytes:
 def _echo(words: list[str]) -> float | None:
     """Seconds in which a line comes back from there: the median of a few; None if none does."""
     began_all = time.monotonic()
-    deadline, times = began_all + LOGIN, []
+    deadline = began_all + LOGIN
+    times: list[float] = []
     with _started(words, "cat") as (into, output), contextlib.suppress(OSError):
         for number in range(ECHOES + 1):
             if len(times) > 1 and time.monotonic() > began_all + ECHOING:

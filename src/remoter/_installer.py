@@ -394,19 +394,16 @@ sys.exit(main())
 """
 
 
-def rank(version: str) -> tuple[tuple[int, ...], bool, list[int]]:
-    """To tell which version is newer: its numbers, then what comes before a final one."""
-    match = re.match(r"(\d{1,9}(?:\.\d{1,9})*)([^+]*)", version)
+def rank(version: str) -> tuple[tuple[int, ...], int, list[int]]:
+    """To tell which version is newer: its numbers, how final it is, and the numbers after that."""
+    match = re.match(r"(\d{1,9}(?:\.\d{1,9})*)[-._]?([a-z]*)([^+]*)", version)
     if match is None:
-        return (), False, []
+        return (), 0, []
     numbers = [int(number) for number in match[1].split(".")]
     while numbers and not numbers[-1]:
         numbers.pop()
-    return (
-        tuple(numbers),
-        not re.match(r"[-._]?(a|b|c|rc|dev)", match[2]),
-        [int(number) for number in re.findall(r"\d{1,9}", match[2])],
-    )
+    stages = {"dev": 0, "a": 1, "b": 2, "c": 3, "rc": 3}
+    return tuple(numbers), stages.get(match[2], 4), [int(text) for text in re.findall(r"\d{1,9}", match[3])]
 
 
 def is_at(path: Path, file: TextIO) -> bool:

@@ -96,7 +96,7 @@ def _is_whole(code: str, after: str) -> bool:
     code = code.rstrip("\n")
     if not code.strip():
         return True
-    if code.startswith("%%") or _CLAUSE.match(after):
+    if code.startswith("%%") or code.endswith("\\") or _CLAUSE.match(after):
         return False
     if "\n" not in code and judge(code)[0] == "complete":
         return True

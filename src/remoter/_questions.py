@@ -15,14 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ._ssh_errors import escape
+from ._ssh_errors import ASKS_AGAIN, escape
 
 if TYPE_CHECKING:
     from ._prompt import Prompt
     from ._ssh import Ssh
 
 AFTER_ANSWER = 10.0  # seconds in which ssh may ask on, or be back, before anything else is typed
-ASKS_AGAIN = "Permission denied, please try again."  # ssh, before it asks for the password again
 TOO_LATE = 100.0  # seconds after which servers, as a rule, have given up on who logs in
 
 

@@ -316,8 +316,9 @@ class Ssh:
                 start_new_session=True,
             )
             assert process.stdin is not None
-            process.stdin.write(script)
-            process.stdin.flush()
+            with contextlib.suppress(OSError):  # it has ended: its exit code tells
+                process.stdin.write(script)
+                process.stdin.flush()
             return process
 
         def explain(said: str, code: int | None) -> RemoterError:
@@ -408,7 +409,11 @@ class Ssh:
     def _bridge(self, master: Master, record: Record) -> tuple[list[str], bytes, str]:
         """The command for one bridged connection, what to send it first, and the mark of its answer."""
         nonce = os.urandom(8).hex()
-        return [*master.command(), COMMAND], render(Task("bridge", name=record.name), nonce), nonce
+        return (
+            [*master.command(), COMMAND],
+            render(Task("bridge", name=record.name, prelude=self.task.prelude), nonce),
+            nonce,
+        )
 
     # --- each time ---------------------------------------------------------------------------
 

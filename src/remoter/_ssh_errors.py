@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from ._address import Address
 from ._errors import AuthError, ConnectError, KeyChangedError, RemoterError
 
+ASKS_AGAIN = "Permission denied, please try again."  # ssh, before it asks for the password again
 LONGEST_LINE = 240  # characters that are shown of a line
 MOST_LINES = 3
 

@@ -314,7 +314,7 @@ insecure_option = click.option(
     "--insecure", is_flag=True, help="No encryption, anyone is admitted; both sides must say so."
 )
 prelude_option = click.option(
-    "--prelude", metavar="TEXT", help="Shell text that runs there first: `module load python`."
+    "--prelude", metavar="TEXT", help="Shell text to run there first: `module load python`."
 )
 STARTING = (
     click.option("--install", is_flag=True, help="Put remoter there, through ssh, if it is missing."),
