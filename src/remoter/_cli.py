@@ -138,19 +138,23 @@ def server(
         attach_log=not background and (options["verbose"] or options["showmsg"]),
         **options,
     )
-    if as_json:
-        _print_json(_launcher.described(ready, configuration))
-    else:
-        click.echo(_launcher.banner(ready, configuration))
-        if background:
-            click.echo(f"end it with `remoter stop {ready['record']['name']}`")
+
+    def show_banner() -> None:
+        if as_json:
+            _print_json(_launcher.described(ready, configuration))
         else:
+            click.echo(_launcher.banner(ready, configuration))
             click.echo(
-                "Ctrl-C interrupts what runs, twice ends the session; --background keeps it after you log out"
+                f"end it with `remoter stop {ready['record']['name']}`"
+                if background
+                else "Ctrl-C interrupts what runs, twice ends the session; --background keeps it after you log out"
             )
-    sys.stdout.flush()
-    if not background:
-        _launcher.wait_foreground(ready, tell)
+        sys.stdout.flush()
+
+    if background:
+        show_banner()
+    else:
+        _launcher.wait_foreground(ready, tell, show_banner)
 
 
 @command()

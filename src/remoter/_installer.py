@@ -375,6 +375,8 @@ class Installation:
                     process.wait()
             output.seek(0)
             lines = output.read().decode(errors="replace").splitlines() or [""]
+        if process.returncode < 0 and self.line.ended.wait(0.5):
+            raise Ended  # what ended us came before it had a process group of its own
         if is_late:
             raise Failed(*lines, f"it was not ready within {patience:.0f} s")
         if process.returncode:

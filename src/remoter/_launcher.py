@@ -262,11 +262,13 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
-def wait_foreground(ready: dict[str, Any], say: Callable[[str], None]) -> None:
+def wait_foreground(
+    ready: dict[str, Any], say: Callable[[str], None], show_banner: Callable[[], None]
+) -> None:
     """Wait in the terminal until the session ends; relay what the terminal says.
 
     Ctrl-C interrupts what runs, twice within 2 s it ends the session; SIGTERM ends it; a
-    terminal that is closed (SIGHUP) leaves it running.
+    terminal that is closed (SIGHUP) leaves it running. All that holds once the banner is shown.
     """
     keeper_pid, last = ready["keeper_pid"], 0.0
     begin = "\n" if sys.stderr.isatty() else ""  # the terminal has shown `^C`
@@ -289,4 +291,5 @@ def wait_foreground(ready: dict[str, Any], say: Callable[[str], None]) -> None:
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, lambda *_: relay(signal.SIGTERM))
     signal.signal(signal.SIGHUP, lambda *_: os._exit(0))
+    show_banner()
     wait_for_end(ready["run_directory"])
