@@ -586,6 +586,15 @@ def test_keys_are_shown_authorized_trusted_and_forgotten(capsys):
     assert (found["authorized"], found["known"]) == ([], [])
 
 
+def test_a_key_may_begin_as_an_option_does(capsys):
+    key = "-" + "h" * 41 + "A"
+    assert call(capsys, "keys", "authorize", key, "ana@laptop")[0] == 0
+    assert call(capsys, "keys", "trust", key, "big")[0] == 0
+    assert json.loads(call(capsys, "keys", "--json")[1])["known"][0]["key"] == key
+    assert call(capsys, "keys", "forget", key)[0] == 0
+    assert json.loads(call(capsys, "keys", "--json")[1])["known"] == []
+
+
 def test_a_server_that_was_trusted_without_a_name_is_forgotten_by_host_and_port(capsys):
     from remoter._security import Pins
 

@@ -18,6 +18,7 @@ from ._usage import (
     Group,
     Target,
     Usage,
+    WithKey,
     as_typed,
     insecure_option,
     only_through_ssh,
@@ -492,7 +493,7 @@ def _ssh_only(text: str | None, option: str = "", *, prelude: str | None = None)
     return there
 
 
-@keys.command()
+@keys.command(cls=WithKey)
 @click.argument("key")
 @click.argument("name")
 @debug_option
@@ -504,7 +505,7 @@ def authorize(key: str, name: str) -> None:
     click.echo(f"`{name}` is admitted from now on; `remoter keys forget {name}` takes it back")
 
 
-@keys.command()
+@keys.command(cls=WithKey)
 @click.argument("key", metavar="KEY|ssh://HOST")
 @click.argument("name", required=False)
 @prelude_option
@@ -527,7 +528,7 @@ def trust(key: str, name: str | None, prelude: str | None) -> None:
     click.echo(f"`{name}` is trusted from now on; `remoter keys forget {name}` takes it back")
 
 
-@keys.command()
+@keys.command(cls=WithKey)
 @click.argument("name")
 @debug_option
 def forget(name: str) -> None:

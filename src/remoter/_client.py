@@ -307,7 +307,12 @@ class Session:
 
     def shutdown(self) -> None:
         """End the session for everyone, with all that it holds."""
-        self._query("shutdown")
+        self._link.check()
+        try:
+            self._query("shutdown")
+        except LinkLostError as error:
+            if error.id != "ended":  # the session's goodbye may overtake the answer
+                raise
         self._link.closed.wait(10.0)
         self.close()
 

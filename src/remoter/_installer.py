@@ -283,7 +283,7 @@ class Installation:
         self.is_complete = True
         running, elsewhere = self.commands(), self.versions_elsewhere()
         for path in self.root.glob("env-*"):
-            is_used = running is None or f"/{self.root.name}/{path.name}/" in running
+            is_used = running is None or f"{path}/" in running or f"{path.resolve()}/" in running
             is_used = is_used or re.sub(r"^env-|-\d+$", "", path.name) in elsewhere
             if path.name not in (self.env.name, before) and not is_used:
                 shutil.rmtree(path, ignore_errors=True)

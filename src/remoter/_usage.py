@@ -99,6 +99,17 @@ class AddressOrCommand(click.Group):
         return super().parse_args(ctx, args)
 
 
+class WithKey(click.Command):
+    """A command that takes a key, which may begin with `-`, as one in 64 does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for place, word in enumerate(args):
+            if word[:1] == "-" and len(word) in (40, 43):  # as Z85, and as in an address
+                args = [*args[:place], "--", *args[place:]]
+                break
+        return super().parse_args(ctx, args)
+
+
 class Usage(click.UsageError):
     """A wrong command line, with what to type instead."""
 
