@@ -202,9 +202,9 @@ def answer(monkeypatch):
     asked.preludes = []
 
     def play(stdout="", stderr="", code=0):
-        def run_there(address, arguments, prelude=None, **_):
-            asked.append((str(address), *arguments))
-            asked.preludes.append(prelude)
+        def run_there(there, arguments, **_):
+            asked.append((str(there.address), *arguments))
+            asked.preludes.append(there.prelude)
             return subprocess.CompletedProcess(arguments, code, stdout, stderr)
 
         monkeypatch.setattr(_there, "run_there", run_there)

@@ -123,8 +123,8 @@ def there(monkeypatch):
         "odd": [],
     }
 
-    def run_there(address, arguments, **_):
-        assert (str(address), arguments) == ("ssh://ana@big", ["keys", "--json"])
+    def run_there(there, arguments, **_):
+        assert (str(there.address), arguments) == ("ssh://ana@big", ["keys", "--json"])
         return subprocess.CompletedProcess(arguments, 0, json.dumps(answer), "")
 
     monkeypatch.setattr(_there, "run_there", run_there)

@@ -18,6 +18,7 @@ import pytest
 import remoter
 from remoter import _answer, _bootstrap, _channel, _ssh
 from remoter._address import parse
+from remoter._saved import Saved
 from remoter._there import run_there
 
 from .processes import read_of, words_of
@@ -1005,7 +1006,7 @@ def test_a_hanging_login_shell_is_named_by_commands_that_run_there_too(ssh_host,
     monkeypatch.setattr(_answer, "ASKED", 1.0)
     there = ssh_host(shell="sleep 20; exit")
     with pytest.raises(remoter.ConnectError, match="login shell"):
-        run_there(parse(there.address), ["ls"])
+        run_there(Saved(parse(there.address)), ["ls"])
 
 
 def test_a_person_who_waits_for_a_login_is_told_and_it_ends(ssh_host, monkeypatch, capfd):
@@ -1019,6 +1020,15 @@ def test_a_person_who_waits_for_a_login_is_told_and_it_ends(ssh_host, monkeypatc
     assert (
         "-- ssh has not logged in to there yet; if it asks nothing, Ctrl-C gives up" in capfd.readouterr().err
     )
+
+
+def test_a_login_in_which_somebody_may_be_asked_ends_some_time_too(ssh_host, monkeypatch):
+    monkeypatch.setattr(_ssh, "can_ask_on_terminal", lambda: True)
+    monkeypatch.setattr(_answer, "ANSWERING", 0.5)
+    there = ssh_host()
+    there.freeze()
+    with pytest.raises(remoter.ConnectError, match="no answer from `there`"):
+        remoter.connect(there.address)
 
 
 def test_a_program_that_is_no_command_is_told(monkeypatch):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ASKED = 10.0
 """Seconds for the script's first word, once ssh has logged in; and for short questions."""
 
+ANSWERING = 600.0
+"""Seconds for a login in which a person may be asked. sshd itself waits for 120 s, unless told otherwise."""
+
 ENTERING = 20.0
 """Seconds for the login shell there to read its login files."""
 
@@ -40,7 +43,7 @@ class Answer:
     Args:
         channel: the ssh process.
         address: the host, for errors.
-        asks: a person may be typing a password: the login has no deadline but ssh's own.
+        asks: a person may be typing a password: that has its time.
         patience: seconds for the login of who is not asked; of a caller in a hurry, for the next steps too.
         is_in: says whether the login is through; without it, only the script's first word does.
     """
@@ -57,7 +60,7 @@ class Answer:
         self.channel, self.address, self.asks, self.say = channel, address, asks, say
         self.is_in = is_in
         self.began = time.monotonic()
-        self.deadline = float("inf") if asks else self.began + patience
+        self.deadline = self.began + (ANSWERING if asks else patience)
         self.step = ASKED if asks else min(ASKED, patience)
         self.in_since: float | None = None
         self.words: set[str] = set()

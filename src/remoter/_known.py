@@ -46,7 +46,8 @@ def _saved_entry(name: str, address: Address) -> dict[str, str]:
 
 def keys_there(there: Saved) -> dict[str, list[dict[str, str]]]:
     """The same of that machine."""
-    from ._there import escape, read_there
+    from ._ssh_errors import escape
+    from ._there import read_there
 
     found = read_there(there, ["keys", "--json"], dict[str, list[dict[str, str]]])
     return {

@@ -101,7 +101,8 @@ def sessions_at(text: str, prelude: str | None = None) -> list[Row]:
 
 def _sessions_there(there: Saved) -> list[Row]:
     """The sessions on that machine; those of one name, if the address has one."""
-    from ._there import escape, read_there
+    from ._ssh_errors import escape
+    from ._there import read_there
 
     address = there.address
     rows = read_there(there, ["ls", "--json"], list[Row])

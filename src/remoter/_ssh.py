@@ -393,13 +393,14 @@ class Ssh:
     def _settle(self, master: Master, record: Record) -> None:
         """From now on this master leads to that session."""
         old_master, old_tunnel = self.master, self.tunnel
-        self.socket, self.tunnel = self.directory / f"s{next(self.numbers)}", None
+        socket, tunnel = self.directory / f"s{next(self.numbers)}", None
         if self.is_forbidden or master.control is None:
             from ._tunnel import Tunnel
 
-            self.tunnel = Tunnel(self.socket, lambda: self._bridge(master, record))
+            tunnel = Tunnel(socket, lambda: self._bridge(master, record))
         else:
-            master.forward(self.socket, record.socket)
+            master.forward(socket, record.socket)  # if that fails, all is as it was
+        self.socket, self.tunnel = socket, tunnel
         self.master, self.record, self.opening, self.is_doubted = master, record, None, False
         if old_tunnel is not None:
             old_tunnel.close()

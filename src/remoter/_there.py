@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from . import _ssh_errors
-from ._address import Address
 from ._answer import ASKED, Answer, Found, failure, told
 from ._bootstrap import Task
 from ._errors import AddressError, ConnectError, RemoterError
@@ -20,22 +19,9 @@ from ._saved import Saved
 from ._ssh import Ssh, say_to_person
 from ._ssh_errors import escape
 
-__all__ = ["ask_there", "check_there", "escape", "log_there", "print_there", "read_there"]
-
-
-def ask_there(
-    there: Saved, arguments: list[str], *, timeout: float = 30.0
-) -> subprocess.CompletedProcess[str]:
-    """Run `remoter ARGUMENTS` on that machine.
-
-    Raises:
-        RemoterError: it was not reached, or has no remoter.
-    """
-    return run_there(there.address, arguments, prelude=there.prelude, timeout=timeout)
-
 
 def run_there(
-    address: Address, arguments: list[str], *, prelude: str | None = None, timeout: float = 30.0
+    there: Saved, arguments: list[str], *, timeout: float = 30.0
 ) -> subprocess.CompletedProcess[str]:
     """Run `remoter ARGUMENTS` on that machine, in a login shell; returns its outcome, as `subprocess.run` does.
 
@@ -45,7 +31,8 @@ def run_there(
     Raises:
         ConnectError, AuthError, KeyChangedError: it was not reached. ConnectError: no remoter is there.
     """
-    way = Ssh(address, Task("run", prelude=prelude, arguments=tuple(arguments)), say=say_to_person)
+    address = there.address
+    way = Ssh(address, Task("run", prelude=there.prelude, arguments=tuple(arguments)), say=say_to_person)
     try:
         channel, asks = way.opening, way.asks
         assert channel is not None
@@ -87,7 +74,7 @@ def read_there(there: Saved, arguments: list[str], kind: Any) -> Any:
     Raises:
         RemoterError: it failed there, or printed something else.
     """
-    done = ask_there(there, arguments)
+    done = run_there(there, arguments)
     check_there(there, done)
     try:
         return msgspec.json.decode(done.stdout, type=kind)
@@ -104,7 +91,7 @@ def print_there(
     there: Saved, arguments: list[str], show: Callable[[str], object], *, timeout: float = 30.0
 ) -> None:
     """Give each line that the command prints there to `show`, with the machine's name; raise what it ended with."""
-    done = ask_there(there, arguments, timeout=timeout)
+    done = run_there(there, arguments, timeout=timeout)
     for line in done.stdout.splitlines():
         show(f"on {there.address.host}: {escape(line)}")
     check_there(there, done)
@@ -120,6 +107,6 @@ def log_there(there: Saved, since: int, as_json: bool) -> str:
     words = ["log", "--ended", *([there.address.name] if there.address.name else [])]
     words += ["--since", str(since)] if since else []
     words += ["--json"] if as_json else []
-    done = ask_there(there, words, timeout=120.0)
+    done = run_there(there, words, timeout=120.0)
     check_there(there, done)
     return done.stdout
