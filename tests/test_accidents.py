@@ -317,7 +317,8 @@ def test_a_client_killed_at_any_step_of_its_login_harms_nobody(serve):
         done = subprocess.run(dying, capture_output=True, text=True, check=True, timeout=18)
         *killed, survived = done.stdout.split()
         assert (set(killed), survived) == ({"-9"}, "0")
-        assert len(killed) >= 16
+        # It is made, attach is sent, attached, the code is sent, events: how many more depends on what comes together.
+        assert len(killed) >= 8 + 5
         assert friend.run("6 * 7").text == "42"
         wait_for(lambda: len(friend.info.clients) == 1, what="the killed ones are known to be gone")
         assert friend.info.server_pid == served.server_pid
