@@ -24,6 +24,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin yes
 ListenAddress 127.0.0.1
 SetEnv {environment}
+Subsystem sftp internal-sftp
 """
 
 CLIENT = """
@@ -78,6 +79,7 @@ class Machine:
         server = subprocess.Popen([sshd, "-D", "-q", "-f", self.root / "sshd", "-p", str(self.port)])
         self.stack.callback(server.wait)
         self.stack.callback(server.terminate)
+        self.pid = server.pid
         wait_for_port(self.port)
 
     def forward(self, port):

@@ -1,16 +1,20 @@
 """Measures remoter against its peers in one run and prints a markdown table of ratios.
 
-    python bench/run.py            all of it, a few minutes
-    python bench/run.py trip help  only those
+    python bench/run.py                            all of it, many minutes
+    python bench/run.py trip help                  only those
+    python bench/run.py data                       objects, files and folders that cross (`data.py`)
+    python bench/run.py data.numpy --scale 0.05    one of those, with a twentieth of the size
 
 Every figure is a median over interleaved rounds: peer, remoter, peer, remoter. On a shared
 machine only the ratios mean something.
 """
 
+import argparse
 import compileall
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,26 +30,7 @@ import remoter
 from machine import Machine
 from peers import CurvePing, Ipykernel, Remoter, Rpyc, cpu_seconds, resident_peak
 from remoter._records import write_record
-
-ROWS = []
-
-
-def row(what, value, against, ratio, wanted):
-    ROWS.append((what, value, against, ratio, wanted))
-    print(f"| {what} | {value} | {against} | {ratio} | {wanted} |", flush=True)
-
-
-def milliseconds(seconds):
-    return f"{seconds * 1e3:.3g} ms"
-
-
-def timed(function, count):
-    times = []
-    for _ in range(count):
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+from table import milliseconds, row, timed
 
 
 def interleaved(peers, count=100, rounds=5):
@@ -364,20 +349,54 @@ def over_ssh(machine):
 
 FIGURES = {f.__name__: f for f in (trip, flood, stream, line, interrupt, start, attach, idle, help, ssh)}
 
+DATA = ["data.numpy", "data.pandas", "data.rpyc", "data.file", "data.files", "data.trip", "data.slow"]
+BY_NAME_ONLY = ["data.large"]  # takes 9 GB of memory
+
+
+def measure(name):
+    if not name.startswith("data."):
+        FIGURES[name]()
+        return
+    import data  # here: it loads numpy and pandas
+
+    getattr(data, name.removeprefix("data."))()
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*FIGURES, "data", *DATA, *BY_NAME_ONLY]
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"one of: {' '.join(names)}")
+    parser.add_argument("--scale", type=float, default=1.0, help="of `data`: all sizes times this")
+    parser.add_argument("--rounds", type=int, default=5, help="of `data`: how often each is measured")
+    given = parser.parse_args()
+    if unknown := set(given.figures) - set(names):
+        parser.error(f"no such figure: {' '.join(sorted(unknown))}; there are {' '.join(names)}")
+    wanted = given.figures or [*FIGURES, "data"]
+    given.figures = [each for name in wanted for each in (DATA if name == "data" else [name])]
+    return given
+
 
 def main():
-    wanted = sys.argv[1:] or list(FIGURES)
+    given = arguments()
+    if any(name.startswith("data.") for name in given.figures):
+        import data
+
+        data.settings.scale, data.settings.rounds = given.scale, given.rounds
     # As an installer would: the peers are compiled, so this checkout is too.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(Path(remoter.__file__).parent, quiet=1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
     root = tempfile.mkdtemp(prefix="rmb-", dir="/tmp")
     for name in ("CONFIG", "STATE", "RUNTIME", "JOURNAL"):
         os.environ[f"REMOTER_{name}_DIR"] = f"{root}/{name.lower()}"
+    os.environ["IPYTHONDIR"] = f"{root}/ipython"
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print("| what | remoter | against | ratio | wanted |\n|---|---|---|---|---|", flush=True)
     try:
-        for name in wanted:
-            FIGURES[name]()
+        for name in given.figures:
+            measure(name)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

@@ -577,7 +577,7 @@ def test_a_session_is_used_through_an_sshd_that_forbids_forwarding(
     session, served, tunnel, elsewhere, ssh_host
 ):
     there = ssh_host(forwarding=False)
-    far = tunnel(over(served.directory / "zmq.sock"), words=["ssh", "-T", there.name, "exec /bin/sh"])
+    far = tunnel(over(served.directory / "door.sock"), words=["ssh", "-T", there.name, "exec /bin/sh"])
     with elsewhere(far.path) as through:
         hold_a_session(through)
         for pid in there.clients():

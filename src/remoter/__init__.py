@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "_batch": ["batch"],
     "_client": ["Event", "Result", "Run", "Session", "connect"],
+    "_copy": ["Copied"],
     "_door": ["relay"],
     "_errors": [
         "AddressError",
@@ -29,7 +30,9 @@ _HOMES = {
         "VersionError",
     ],
     "_launcher": ["server"],
+    "_objects": ["Pushed"],
     "_prompt": ["client"],
+    "_transfer": ["Progress", "Transfer"],
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -37,10 +40,13 @@ __all__ = [
     "AddressError",
     "AuthError",
     "ConnectError",
+    "Copied",
     "Event",
     "KeyChangedError",
     "LinkLostError",
     "NameNotFoundError",
+    "Progress",
+    "Pushed",
     "RemoterError",
     "Result",
     "Run",
@@ -49,6 +55,7 @@ __all__ = [
     "RunTimeoutError",
     "Session",
     "SessionDiedError",
+    "Transfer",
     "TransferError",
     "VersionError",
     "__version__",
@@ -62,6 +69,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ._batch import batch
     from ._client import Event, Result, Run, Session, connect
+    from ._copy import Copied
     from ._door import relay
     from ._errors import (
         AddressError,
@@ -79,7 +87,9 @@ if TYPE_CHECKING:
         VersionError,
     )
     from ._launcher import server
+    from ._objects import Pushed
     from ._prompt import client
+    from ._transfer import Progress, Transfer
 
 
 def __getattr__(name: str) -> Any:

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from . import _verbs
-from ._errors import RemoterError, render
-from ._paper import label
-from ._verbs import Piece
+from ._errors import RemoterError, TransferError, render
+from ._paper import columns, label
+from ._verbs import Cargo, Marked, Piece
 from ._visits import HISTORY_LIMIT, read_until
 
 if TYPE_CHECKING:
     from ._prompt import Prompt
+    from ._transfer import Carrier
 
 DECISION = 0.12  # seconds in which the session may say whether input is complete
 NAMES_DEADLINE = 4.0  # seconds for completion, in the background
@@ -95,14 +100,15 @@ class Calls:
             case "exit" | "quit" | "shutdown":
                 return self._leave(piece)
             case "is_secure":
-                self._prompt.write_local(f"{_verbs.MARK}{bool(self._prompt.session.is_secure)}\n")
+                self._say_here(str(bool(self._prompt.session.is_secure)))
             case "helpc":
-                text = _verbs.HELP.format(host=self._prompt.host)
-                self._prompt.write_local("".join(f"{_verbs.MARK}{line}\n" for line in text.splitlines()))
+                self._say_here(_verbs.HELP.format(host=self._prompt.host))
             case "showlog":
                 return self._show_log()
+            case "s2c" | "c2s" | "sendfile" | "recvfile":
+                return not self._is_lost() and self._carry(piece)
             case _:
-                return self._do_here(piece)
+                return self._do_here(lambda: self._prompt.local.do(piece))
         return True
 
     def _leave(self, piece: Piece) -> bool:
@@ -115,20 +121,121 @@ class Calls:
             return False
         raise Leave
 
-    def _do_here(self, piece: Piece) -> bool:
+    def _say_here(self, text: str) -> None:
+        self._prompt.write_local("".join(f"{_verbs.MARK}{line}\n" for line in text.splitlines()))
+
+    def _do_here(self, action: Callable[[], bool]) -> bool:
         """Code of the user on this side: the terminal and Ctrl-C are as usual for its time."""
         self._prompt.raising = True
         try:
             if self._prompt.keyboard() is None:
-                return self._prompt.local.do(piece)
+                return action()
             from ._keys import lines_again
 
             with lines_again(sys.stdin):
-                return self._prompt.local.do(piece)
+                return action()
         except KeyboardInterrupt:
             return False
         finally:
             self._prompt.raising = False
+
+    # --- what crosses ------------------------------------------------------------------------
+
+    def _carry(self, piece: Piece) -> bool:
+        """An object or files from one side to the other; what came of it is said in one line."""
+        match piece.verb:
+            case "s2c":
+                return self._bring_object(piece)
+            case "c2s":
+                return self._cross(lambda stream: self._send_object(piece, stream))
+            case _:
+                is_kept = "the same call goes on where it was"
+                return self._cross(lambda stream: self._copy_files(piece, stream), is_kept)
+
+    def _cross(self, action: Callable[[Marked], None], hint: str = "") -> bool:
+        """What may fail here, or take long and be cancelled."""
+
+        def cancellable(stream: Marked) -> None:
+            try:
+                action(stream)
+            except KeyboardInterrupt:
+                if self._prompt.keyboard() is not None:
+                    self._prompt.write("\n")  # after the `^C` that the terminal shows
+                raise TransferError("cancelled", hints=hint or (), id="cancelled") from None
+
+        return self._do_here(lambda: self._prompt.local.attempt(cancellable))
+
+    def _bring_object(self, piece: Piece) -> bool:
+        """`s2c`. An expression is evaluated as if it had been typed: it prints, asks and is interrupted."""
+        try:
+            cargo = self._check_cargo(piece)
+        except RemoterError as error:
+            self._say_here(render(error))
+            return False
+        transfer, source = os.urandom(8).hex(), ast.unparse(cargo.source)
+        is_name = isinstance(cargo.source, ast.Name)
+        if not is_name and not self._evaluate_there(source, transfer):
+            return False
+        pull = Pull(self._prompt, transfer, source, is_name)
+        return self._cross(lambda stream: self._bind(cargo.name, pull, stream))
+
+    def _check_cargo(self, piece: Piece) -> Cargo:
+        """What `s2c` is to bring, under a name that it may have here. Raises RemoterError."""
+        from ._objects import check_name
+        from ._values import describe
+
+        cargo, names = _verbs.cargo(piece), self._prompt.local.namespace
+        name = check_name(cargo.name)
+        if name in names and not cargo.overwrite:
+            raise TransferError(
+                f"`{name}` is here already",
+                cause=f"it is a {describe(names[name])}",
+                hints="leave `overwrite=False` out, or give another name",
+                id="exists",
+            )
+        return dataclasses.replace(cargo, name=name)
+
+    def _evaluate_there(self, source: str, transfer: str) -> bool:
+        """Have an expression's value kept for a transfer; be with that run like with any other."""
+        prompt = self._prompt
+        try:
+            run = prompt.session._submit(source, width=columns(), color=prompt.color, keep=transfer)
+        except RemoterError as error:
+            prompt.write_line(render(error))
+            return False
+        prompt.label = label(source)
+        return prompt._follow(run.id, run)
+
+    def _bind(self, name: str, pull: Pull, stream: Marked) -> None:
+        from ._values import describe
+
+        value = pull.value()
+        names = self._prompt.local.namespace
+        replaced = f"; replaced {describe(names[name])}" if name in names else ""
+        names[name] = value  # only now: what is cut off on the way changes nothing here
+        stream.write(f"{name}: {describe(value)}{pull.size()}{replaced}\n")
+
+    def _send_object(self, piece: Piece, stream: Marked) -> None:
+        from ._objects import check_name
+
+        cargo = _verbs.cargo(piece)
+        name = check_name(cargo.name)
+        value = self._prompt.local.value(cargo.source, stream)
+        stream.write(f"{self._prompt.session.push(name, value, overwrite=cargo.overwrite)}\n")
+
+    def _copy_files(self, piece: Piece, stream: Marked) -> None:
+        from ._objects import printable
+
+        path, to, options = _verbs.paths(piece)
+        session = self._prompt.session
+        copied = (session.upload if piece.verb == "sendfile" else session.download)(path, to, **options)
+        for problem in copied.problems:
+            stream.write(f"error: {printable(problem)}\n")
+        stream.write(f"{copied}\n")
+        if copied.problems:
+            raise TransferError("not all of it has crossed", id="problems")
+
+    # --- the end -----------------------------------------------------------------------------
 
     def _end_session(self) -> bool:
         """End the session; asks first when somebody would miss it. Says whether it is ended."""
@@ -164,6 +271,8 @@ class Calls:
         self._prompt.say(f"not now: {self._prompt.host} does not answer; Ctrl-D leaves")
         return True
 
+    # --- asking ------------------------------------------------------------------------------
+
     def _show_log(self) -> bool:
         """What the session put out so far, in the session's own words: not marked as ours."""
         if self._is_lost():
@@ -176,3 +285,73 @@ class Calls:
             return False
         self._prompt.write("".join(f"{line}\n" for line in log.last_lines()))
         return True
+
+
+class Pull:
+    """One object that comes here, with the question whether a pickle may be opened.
+
+    Args:
+        prompt: where it was asked for.
+        transfer: its id, under which the value of an expression is kept there.
+        source: what was typed: a name, or the expression.
+        is_name: whether it is a name.
+    """
+
+    def __init__(self, prompt: Prompt, transfer: str, source: str, is_name: bool) -> None:
+        self._prompt = prompt
+        self._id = transfer
+        self._source = source
+        self._is_name = is_name
+        self._bytes = 0
+        self._refusal: TransferError | None = None
+
+    def value(self) -> Any:
+        """The object. Raises RemoterError, KeyboardInterrupt."""
+        from ._trust import ask_to_open, trust
+
+        session = self._prompt.session
+        value = self._carry(session._trusts_pickles())
+        if self._refusal is None:
+            return value
+        answer = ask_to_open(self._ask, f"`{label(self._source)}`", session._where)
+        if answer == "no":
+            raise self._refusal
+        if answer == "always":
+            trust(session._target.locate().server_public, session._where)
+        return self._carry(True)
+
+    def _carry(self, allow_pickle: bool) -> Any:
+        from ._objects import pull
+        from ._progress import chosen
+
+        name = self._source if self._is_name else None
+
+        def work(carrier: Carrier) -> Any:
+            try:
+                return pull(carrier, name, format=None, into=None, allow_pickle=allow_pickle)
+            except TransferError as error:
+                if error.id != "unsafe" or allow_pickle:
+                    raise
+                self._refusal = error  # kept back: the transfer has not failed, and its value is still there
+                return None
+
+        session, shown = self._prompt.session, label(self._source)
+        transfer = session._carry(self._id, shown, work, True, None, None)
+        with chosen(None, shown) as show:
+            value = transfer.wait(show=show)
+        self._bytes = transfer.progress.total
+        return value
+
+    def _ask(self, question: str, hidden: bool) -> str | None:
+        """Whoever sits here. To have no answer is to say no."""
+        try:
+            with self._prompt.face.keys_aside():  # a line that was typed ahead is no answer
+                return self._prompt.read_answer(question, hidden=hidden)
+        except EOFError:
+            return None
+
+    def size(self) -> str:
+        """How large it was, for a person; what has no bytes beside its description is too small to tell."""
+        from ._values import size_in_words
+
+        return f", {size_in_words(self._bytes)}" if self._bytes else ""

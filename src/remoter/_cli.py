@@ -107,6 +107,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @click.option("--showmsg", is_flag=True, help="Log each command.")
 @click.option("--logfile", type=click.Path(dir_okay=False), help="Where to log.")
 @click.option("--verbose", is_flag=True, help="Log connections and logins.")
+@click.option(
+    "--files-root", metavar="DIR", type=click.Path(file_okay=False), help="Files cross to and from here only."
+)
 @json_option
 def server(
     port: int | None,
@@ -247,6 +250,63 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
         session = target.connect()
     with session:
         return _batch.run_script(session, code, filename=name, answers=answers, **how)
+
+
+@command()
+@click.argument("words", nargs=-1, metavar="SRC... DST")
+@password_option
+@insecure_option
+@prelude_option
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@click.option("--update", is_flag=True, help="Replace those that differ in size or time; skip the others.")
+@click.option("--no-resume", is_flag=True, help="Begin anew, where part of a file is there from last time.")
+@click.option(
+    "--symlinks", type=click.Choice(["skip", "keep"]), default="skip", help="Links in folders: skip."
+)
+@click.option("--compress/--no-compress", default=None, help="By default only where the network is slow.")
+@click.option("--quiet", is_flag=True, help="No bar, and no word when all is well.")
+@json_option
+def cp(
+    words: tuple[str, ...],
+    password_file: str | None,
+    insecure: bool,
+    prelude: str | None,
+    no_resume: bool,
+    quiet: bool,
+    as_json: bool,
+    **how: Any,
+) -> int:
+    """Copy files and folders, to or from a session.
+
+    `NAME:PATH` is a path in a session, or on what was saved as NAME; `NAME:` is its working
+    directory. Folders need no option; `-` is standard input or output. What was cut off goes on
+    where it was.
+
+    \b
+    Exit code: 0; 1 something did not cross; 2 usage; 130 interrupted;
+    255 no connection, or it was lost.
+
+    \b
+    Examples:
+      remoter cp data.csv big:
+      remoter cp 'big:results/*.csv' results
+      remoter cp ssh://ana@big/main:model.pt .
+      remoter cp big:notes.txt - | less
+    """
+    from . import _cp
+    from ._copy import Options
+
+    order = _cp.find_order(words, is_stdout_free=not as_json)
+
+    def reach(address: str) -> Target:
+        target = Target(address or None, insecure, password_file, prelude=prelude)
+        target.check()
+        return target
+
+    code, done = _cp.copy(order, reach, Options(resume=not no_resume, **how), quiet=quiet)
+    if as_json:
+        _print_json(done)
+    return code
 
 
 # --- sessions --------------------------------------------------------------------------------
@@ -435,7 +495,7 @@ def bridge(name: str) -> int:
             hints="`remoter ls` lists the sessions",
             id="no-session",
         )
-    return _bridge.run(str(record.socket))
+    return _bridge.run(str(record.door_socket))
 
 
 @cli.group(

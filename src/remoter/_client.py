@@ -12,16 +12,29 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal, Self, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, TypedDict, Unpack
 
 from ._address import Address, parse
 from ._connection import LinkState
-from ._errors import AuthError, LinkLostError, RemoterError, RunTimeoutError, VersionError, warn
+from ._errors import (
+    AuthError,
+    LinkLostError,
+    RemoterError,
+    RunTimeoutError,
+    TransferError,
+    VersionError,
+    warn,
+)
 from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
 from ._run import AskPerson, Inbox, Result, Run, show_displays
 from ._ssh import Ssh
 from ._stream import EventStream
 from ._target import Target, Wish, find
+
+if TYPE_CHECKING:  # what moves data is loaded when some is moved
+    from ._copy import Copied
+    from ._objects import Pushed
+    from ._transfer import Carrier, Progress, Transfer
 
 __all__ = ["Event", "Info", "Result", "Run", "Session", "connect"]
 
@@ -29,6 +42,22 @@ AFTER_INTERRUPT = 2.0
 """Seconds that a local Ctrl-C leaves a run to end, before KeyboardInterrupt is raised here."""
 
 _QUERY_TIMEOUT = 30.0
+
+Format = Literal["pandas", "polars", "arrow", "numpy"]
+ShowProgress = Callable[["Progress"], None] | bool | None
+Source = str | os.PathLike[str]
+
+
+class CopyOptions(TypedDict, total=False):
+    """How files are copied; see `Session.upload`."""
+
+    overwrite: bool
+    update: bool
+    resume: bool
+    symlinks: Literal["skip", "keep"]
+    compress: bool | None
+    background: bool
+    progress: ShowProgress
 
 
 class Info(dict[str, Any]):
@@ -54,6 +83,7 @@ def connect(
     timeout: float = 10.0,
     secure: bool = True,
     ask: AskPerson | None = None,
+    trust: bool = False,
 ) -> Session:
     """Connect to a session.
 
@@ -73,6 +103,7 @@ def connect(
         secure: False only for a server that is insecure on purpose.
         ask: answers what runs ask, given the prompt and whether typing is hidden; None is end of file.
             Also what ssh asks, where there is no terminal.
+        trust: `pull` may open pickles, which run code that the session chose.
 
     Raises:
         AddressError: the address cannot be meant.
@@ -91,6 +122,7 @@ def connect(
         timeout=timeout,
         secure=secure,
         ask=ask,
+        trust=trust,
     )
 
 
@@ -107,6 +139,7 @@ def open_session(
     timeout: float = 10.0,
     secure: bool = True,
     ask: AskPerson | None = None,
+    trust: bool = False,
     ask_person: AskPerson | None = None,
     all: bool = False,
     existing: bool = False,
@@ -138,7 +171,7 @@ def open_session(
     if not target.is_secure and not quiet:
         warn(f"the connection to {target.where} is not secure: anyone can join in, read and change it")
     while True:
-        session = Session(target, ask=ask, all=all)
+        session = Session(target, ask=ask, all=all, trust=trust)
         try:
             session._open(wish.remaining)
         except AuthError as error:
@@ -171,8 +204,11 @@ class Session:
     It may be used from several threads. It does not survive a fork.
     """
 
-    def __init__(self, target: Target, *, ask: AskPerson | None = None, all: bool = False) -> None:
+    def __init__(
+        self, target: Target, *, ask: AskPerson | None = None, all: bool = False, trust: bool = False
+    ) -> None:
         self._target = target
+        self._trust = trust
         self._client = os.urandom(8).hex()
         self._lock = threading.Lock()
         self._n = 0
@@ -219,10 +255,16 @@ class Session:
             RunTimeoutError: `.run` can be waited for again.
             LinkLostError: the session has ended.
         """
+        result, run = self._run(code, quiet=quiet, timeout=timeout, width=_width())
+        if check:
+            run._raise_if_failed(result)
+        return result
+
+    def _run(self, code: str, *, quiet: bool, timeout: float | None, **how: Any) -> tuple[Result, Run]:
         run: Run | None = None
         output = _Output(quiet)
         try:
-            run = self._submit(code, width=_width())
+            run = self._submit(code, **how)
             output.follow(run, timeout)
         except KeyboardInterrupt:
             if run is not None:
@@ -230,10 +272,7 @@ class Session:
                 with contextlib.suppress(RunTimeoutError, RemoterError):
                     output.follow(run, AFTER_INTERRUPT)
             raise
-        result = run._make_result()
-        if check:
-            run._raise_if_failed(result)
-        return result
+        return run._make_result(), run
 
     def submit(self, code: str) -> Run:
         """Hand in the code and return at once; runs are run in order."""
@@ -298,6 +337,153 @@ class Session:
         self._link.check()
         return EventStream(self._target, self._client, since, all)
 
+    # --- data --------------------------------------------------------------------------------
+
+    def pull(
+        self,
+        name: str,
+        *,
+        format: Format | None = None,
+        into: Any = None,
+        allow_pickle: bool | None = None,
+        background: bool = False,
+        progress: ShowProgress = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Get an object of the session.
+
+        A name is looked up beside whatever runs. An expression is a run: it waits for its turn.
+        Arrays, frames and plain values come as they are, of any size; of other objects the session
+        can only send a pickle, and opening one runs code that the session chose.
+
+        Args:
+            name: what it is called there, or an expression.
+            format: what a table or an array is to be here: pandas, polars, arrow or numpy.
+            into: an array or other writable memory, of just the right size, that is filled and returned.
+            allow_pickle: open a pickle; None: if `connect` said `trust=True`, or this user said "always".
+            background: return a `Transfer` at once; its `wait()` gives the object.
+            progress: False: no bar; or a function that gets a `Progress` now and then.
+            timeout: seconds to wait; the transfer is then given up.
+
+        Raises:
+            NameNotFoundError: there is no such object. RunError: the expression raised.
+            TransferError: it does not cross, and why. LinkLostError: the session has ended.
+        """
+        from . import _objects
+        from ._trust import three_ways
+
+        allowed = self._trusts_pickles() if allow_pickle is None else allow_pickle
+        plain = _objects.plain_name(name)
+        id = os.urandom(8).hex()
+        run = None if plain is not None else self._evaluate(name, id, quiet=background)
+
+        def work(carrier: Carrier) -> Any:
+            if run is not None:
+                _objects.await_run(carrier, run)
+            return _objects.pull(carrier, plain, format=format, into=into, allow_pickle=allowed)
+
+        try:
+            return self._carry(id, name, work, background, progress, timeout)
+        except TransferError as error:
+            if error.id == "unsafe" and not allowed:
+                error.hints = three_ways(name, self._where)
+            raise
+
+    def push(
+        self,
+        *named: Any,
+        overwrite: bool = True,
+        background: bool = False,
+        progress: ShowProgress = None,
+        **objects: Any,
+    ) -> Any:
+        """Give the session an object, `push("x", value)`, or several, `push(x=value, y=other)`.
+
+        It gets its name there only when all of it has arrived. Functions, classes and other objects that
+        are no plain data cross as pickles, if both ends have the same version of Python.
+
+        Args:
+            name: what it is to be called there: a Python name.
+            value: the object. An array is not copied: who changes it meanwhile sends a mixture.
+            overwrite: whether what has the name there may be replaced; what was is said.
+            background: return a `Transfer` at once; its `wait()` gives what is returned otherwise.
+            progress: False: no bar; or a function that gets a `Progress` now and then.
+
+        Returns:
+            What arrived; of several, a list.
+
+        Raises:
+            TransferError: it does not cross, and why. LinkLostError: the session has ended.
+        """
+        if bool(objects) is bool(named) or len(named) not in (0, 2) or (objects and background):
+            raise TypeError("push() takes a name and a value, or objects by keyword")
+        if objects:
+            how: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
+            return [self.push(name, value, **how) for name, value in objects.items()]
+        from . import _objects
+
+        name, value = _objects.check_name(named[0]), named[1]
+
+        def work(carrier: Carrier) -> Pushed:
+            python = str(self._inbox.info.get("version") or "")
+            return _objects.push(carrier, name, value, overwrite=overwrite, python=python)
+
+        return self._carry(os.urandom(8).hex(), name, work, background, progress, None)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.pull(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.push(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        from . import _objects
+
+        self._step("remove", name=_objects.check_name(name))
+
+    def __contains__(self, name: object) -> bool:
+        from . import _objects
+
+        plain = _objects.plain_name(name) if isinstance(name, str) else None
+        return plain is not None and bool(self._step("find", name=plain).get("found"))
+
+    __iter__ = None  # or `for` would try session[0]
+
+    def upload(self, path: Source, to: str | None = None, **options: Unpack[CopyOptions]) -> Any:
+        """Copy a file or a folder from here to the session's machine, also while a command runs there.
+
+        What was cut off goes on where it was; nothing that is there is overwritten unless asked.
+
+        Args:
+            path: the file or folder here, or several.
+            to: its place there; relative to the session's working directory, where it goes if left out.
+            overwrite: replace what is there.
+            update: replace what differs in size or time, skip what does not.
+            resume: go on with what an earlier attempt left.
+            symlinks: "skip" them in folders, or "keep" those that stay inside.
+            compress: True or False; None: as the connection's rate suggests.
+            background: return a `Transfer` at once; its `wait()` gives what is returned otherwise.
+            progress: False: no bar; or a function that gets a `Progress` now and then.
+
+        Returns:
+            `Copied`: where it is, how many files and bytes, what was skipped, and problems with single files.
+
+        Raises:
+            TransferError: it did not cross, and why. LinkLostError: the session has ended.
+        """
+        from . import _copy
+
+        return self._copy(_copy.upload, path, to, options)
+
+    def download(self, path: Source, to: str | None = None, **options: Unpack[CopyOptions]) -> Any:
+        """Copy a file or a folder from the session's machine to here; as `upload`, the other way.
+
+        `path` may be a pattern, as `runs/*.csv` or `**/*.log`.
+        """
+        from . import _copy
+
+        return self._copy(_copy.download, path, to, options)
+
     # --- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -315,6 +501,74 @@ class Session:
                 raise
         self._link.closed.wait(10.0)
         self.close()
+
+    # --- how data crosses --------------------------------------------------------------------
+
+    def _evaluate(self, expression: str, transfer: str, *, quiet: bool) -> Run:
+        """Have the value of an expression kept for that transfer; unless `quiet`, wait and print as `run` does."""
+        if quiet:
+            return self._submit(expression, keep=transfer)
+        result, run = self._run(expression, quiet=False, timeout=None, width=_width(), keep=transfer)
+        run._raise_if_failed(result)
+        return run
+
+    def _carry(
+        self,
+        id: str,
+        label: str,
+        work: Callable[[Carrier], Any],
+        background: bool,
+        progress: ShowProgress,
+        timeout: float | None,
+    ) -> Any:
+        """Have a transfer's work done, and wait for it unless it is to go on in the background."""
+        from . import _objects, _progress, _transfer
+
+        self._link.check()
+        if "transfer" not in self._inbox.features:
+            raise VersionError(
+                f"the remoter that serves {self._where} is too old to send and receive data",
+                hints="update it there, and start the session again",
+            )
+        label = _objects.printable(label)
+        transfer = _transfer.Transfer(id, label, work, ask=self._link.step, place=self._target.data_locator())
+        transfer.start()
+        if background:
+            return transfer
+        try:
+            with _progress.chosen(progress, label) as show:
+                return transfer.wait(timeout, show=show)
+        except TimeoutError:
+            transfer.cancel()
+            raise
+
+    def _copy(
+        self, work: Callable[..., Copied], path: Source, to: str | None, options: CopyOptions
+    ) -> Copied | Transfer:
+        from . import _copy
+
+        how: dict[str, Any] = dict(options)
+        background, progress = bool(how.pop("background", False)), how.pop("progress", None)
+        wanted = _copy.Options(**how)
+        label = _copy.label_of(path)
+        copied: Copied | Transfer = self._carry(
+            os.urandom(8).hex(),
+            label,
+            lambda carrier: work(carrier, path, to, wanted),
+            background,
+            progress,
+            None,
+        )
+        return copied
+
+    def _step(self, what: str, **data: Any) -> dict[str, Any]:
+        """One step that needs no transfer."""
+        return _outcome(self._link.step(os.urandom(8).hex(), what, data), _QUERY_TIMEOUT, self._where)
+
+    def _trusts_pickles(self) -> bool:
+        from ._trust import is_trusted
+
+        return self._trust or (self.is_secure and is_trusted(self._target.locate().server_public))
 
     # --- for our own faces -------------------------------------------------------------------
 
@@ -357,6 +611,7 @@ class Session:
         width: int | None = None,
         color: bool | None = None,
         detached: bool = False,
+        keep: str = "",
     ) -> Run:
         _check_code(code)
         with self._lock:
@@ -377,6 +632,7 @@ class Session:
                         width=width or 0,
                         color=bool(color),
                         detached=detached,
+                        keep=keep,
                     )
                 )
             except BaseException:

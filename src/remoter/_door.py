@@ -1,8 +1,9 @@
 """The one TCP port: a thread in the server's process; and the relay, which is the same code in a process of its own.
 
-The door looks at the first byte of each connection. 0xFF is ZeroMQ: its bytes are copied, unread,
-to the server's CURVE socket and back. `REMOTER/` is the hello dialogue (`_hello`). A browser gets
-a line of text. All else is closed. It never runs user code and never waits for anyone.
+The door looks at the first bytes of each connection. 0xFF is ZeroMQ: its bytes are copied, unread,
+to the server's CURVE socket and back, or to the one for bulk data. `REMOTER/` is the hello dialogue
+(`_hello`). A browser gets a line of text. All else is closed. It never runs user code and never
+waits for anyone.
 
 What a stranger can do here is bounded: until the server has admitted him he gets 1 KiB inward,
 10 s, and one of a limited number of places; when these are taken the oldest stranger goes, so
@@ -30,6 +31,7 @@ from ._address import DEFAULT_PORT, check_port, parse
 from ._errors import AddressError, RemoterError
 from ._hello import Hello
 from ._login import place
+from ._messages import DATA_ROUTING_ID
 from ._splice import BUFFER, Splice
 
 log = logging.getLogger("remoter.door")
@@ -40,6 +42,8 @@ Target = Path | tuple[str, int]
 STRANGER_BYTES = 1024
 """Bytes that pass inward before that. CURVE needs 64 + 202 (HELLO) + 301 (INITIATE) = 567, and 822
 with the longest routing id; what is above waits outside."""
+
+SIGNATURE = 10  # bytes at the beginning of ZeroMQ, by which connections for bulk data are known
 
 HELLO_BYTES = 16 * 1024
 HELLO_TIME = 600.0
@@ -115,14 +119,18 @@ def raise_descriptor_limit() -> int:
 
 
 class _Visitor:
-    """One connection, from its acceptance to its end."""
+    """One connection, from its acceptance to its end. Who comes by a unix socket comes from this machine."""
 
     __slots__ = ("address", "connection", "name", "task")
 
-    def __init__(self, connection: socket.socket, address: str, port: int) -> None:
+    def __init__(self, connection: socket.socket, peer: object) -> None:
         self.connection = connection
-        self.address = address
-        self.name = place(address, port)
+        self.address, self.name = "127.0.0.1", "a tunnel"
+        if isinstance(peer, tuple):
+            self.address, port = peer[0], peer[1]
+            if self.address.startswith("::ffff:") and "." in self.address:  # IPv4 on a socket for both
+                self.address = self.address.removeprefix("::ffff:")
+            self.name = place(self.address, port)
         self.task: asyncio.Task[None] | None = None
 
 
@@ -197,11 +205,12 @@ class Door:
     """Accepts at the listening sockets, in a thread of its own, and joins to `target` who speaks ZeroMQ.
 
     Args:
-        listeners: bound and listening TCP sockets; closed by `stop`.
+        listeners: bound and listening TCP or unix sockets; closed by `stop`.
         target: the server's unix socket; or host and port, for a relay.
         hello: answers `REMOTER/`; None passes it on too, as a relay does.
         limits: how many connections there may be.
         report: is told of each connection in one line, in the door's thread.
+        data: the server's unix socket for bulk data; None: there is no other target.
     """
 
     def __init__(
@@ -212,9 +221,11 @@ class Door:
         *,
         limits: Limits | None = None,
         report: Callable[[str], None] | None = None,
+        data: Path | None = None,
     ) -> None:
         self._listeners = list(listeners)
         self._target = target
+        self._data = data
         self._hello = hello
         self._limits = limits or Limits.of_this_process()
         self._report = report or log.info
@@ -272,16 +283,14 @@ class Door:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(64):
             try:
-                connection, (address, port, *_) = listener.accept()
+                connection, peer = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 self._pause(listener, error)
                 return
             connection.setblocking(False)
-            if address.startswith("::ffff:") and "." in address:  # IPv4 on a socket for both
-                address = address.removeprefix("::ffff:")
-            self._welcome(_Visitor(connection, address, port))
+            self._welcome(_Visitor(connection, peer))
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         """Out of descriptors: whoever waits stays readable, so without a pause this would spin."""
@@ -322,9 +331,10 @@ class Door:
         """The whole of one connection."""
         connection = visitor.connection
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(SILENCE) as deadline:
-                kind, early = await _first_words(connection)
+                kind, early = await _first_words(connection, SIGNATURE if self._data is not None else 1)
                 if kind == "hello":
                     deadline.reschedule(None)
                     self._strangers.remove(visitor)
@@ -360,12 +370,13 @@ class Door:
     async def _splice(
         self, visitor: _Visitor, early: bytes, allowance: int, deadline: asyncio.Timeout
     ) -> None:
+        target = self._data if self._data is not None and carries_data(early) else self._target
         try:
-            inner = await _open(self._target)
+            inner = await _open(target)
         except OSError as error:
-            self._report(f"{visitor.name}: closed, nothing listens on {_text(self._target)} ({error})")
+            self._report(f"{visitor.name}: closed, nothing listens on {_text(target)} ({error})")
             return
-        self._report(f"{visitor.name}: connected to {_text(self._target)}")
+        self._report(f"{visitor.name}: connected to {_text(target)}")
 
         def admitted() -> None:
             deadline.reschedule(None)
@@ -381,16 +392,24 @@ class Door:
                 self._report(f"{visitor.name}: disconnected")
 
 
-async def _first_words(connection: socket.socket) -> tuple[str, bytes]:
-    """What kind of visitor this is, and what he said so far."""
+async def _first_words(connection: socket.socket, greeting: int) -> tuple[str, bytes]:
+    """What kind of visitor this is, and what he said so far: so much at least, if it is ZeroMQ."""
     loop = asyncio.get_running_loop()
     early = b""
     while True:
         data = await loop.sock_recv(connection, STRANGER_BYTES - len(early))
         early += data
         kind = kind_of(early)
-        if kind or not data:
+        if not data or (kind and (kind != "zmtp" or len(early) >= greeting)):
             return kind, early
+
+
+def carries_data(early: bytes) -> bool:
+    """Whether it is a connection for bulk data: libzmq begins with the length of its routing id plus one.
+
+    Only ours for data have one of just that length. Who lies gets to a socket that wants the same keys.
+    """
+    return int.from_bytes(early[1:9], "big") == DATA_ROUTING_ID + 1
 
 
 def kind_of(early: bytes) -> str:

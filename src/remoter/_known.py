@@ -23,10 +23,14 @@ _GROUPS = {
 
 def keys() -> dict[str, list[dict[str, str]]]:
     """This user's own keys, the clients he admits, the servers he trusts, the names he gave to addresses."""
-    from . import _security
+    from . import _security, _trust
 
     def entry(public: str, label: str) -> dict[str, str]:
         return {"name": label, "key": key_to_text(public), "fingerprint": _security.fingerprint(public)}
+
+    pickles = {pin.public: pin.label for pin in _trust.trusted()}
+    # A server that ssh leads to has no pin, and may be trusted with its pickles all the same.
+    known = pickles | {pin.public: pin.label for pin in _security.Pins()}
 
     return {
         "own": [
@@ -34,7 +38,10 @@ def keys() -> dict[str, list[dict[str, str]]]:
             entry(_security.server_keys().public, AS_A_SERVER),
         ],
         "authorized": [entry(public, name) for public, name in _authorized()],
-        "known": [entry(pin.public, pin.label) for pin in _security.Pins()],
+        "known": [
+            entry(public, label) | ({"pickles": "always"} if public in pickles else {})
+            for public, label in known.items()
+        ],
         "saved": [_saved_entry(name, saved.address) for name, saved in read_saved().items()],
     }
 
@@ -70,7 +77,7 @@ def key_lines(found: dict[str, list[dict[str, str]]]) -> Iterator[str]:
         yield f"{title}:" + ("" if entries else " none")
         for entry in entries:
             yield f"  {entry.get('name', '?')}"
-            for field in ("address", "key", "fingerprint"):
+            for field in ("address", "key", "fingerprint", "pickles"):
                 if field in entry:
                     yield f"    {field:<11}  {entry[field]}"
 
@@ -92,9 +99,12 @@ def trust(key: str, name: str) -> None:
 def forget(name: str) -> None:
     """Forget the server or the client of that name or key, and the address that is saved under the name.
 
+    A forgotten server's pickles are not opened any more.
+
     Raises:
         NameNotFoundError: there is none.
     """
+    from . import _trust
     from ._security import Pins, authorized_clients_path
 
     public = name
@@ -104,11 +114,12 @@ def forget(name: str) -> None:
     # A server that was trusted without a name is called by its host, port and a word of its fingerprint.
     servers = {
         pin.public
-        for pin in pins
+        for pin in [*pins, *_trust.trusted()]
         if name in (pin.label, pin.label.rpartition(" ")[0] if ":" in name else "") or public == pin.public
     }
     for server in servers:
         pins.forget(server)
+        _trust.forget(server)
     clients = {key for key, label in _authorized() if name == label or public == key}
     if clients:
         path = authorized_clients_path()

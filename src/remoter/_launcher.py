@@ -147,6 +147,7 @@ def configure(
     lang: str = "python",
     python: str | None = None,
     logfile: str | os.PathLike[str] | None = None,
+    files_root: str | os.PathLike[str] | None = None,
     secure: bool = True,
     force_insecure: bool = False,
     **options: Any,
@@ -168,6 +169,7 @@ def configure(
         "lang": lang,
         "python": python,
         "secure": secure,
+        "files_root": _checked_root(files_root) if files_root else None,
         "logfile": _checked_log(logfile) if logfile else None,
         "cwd": str(Path.cwd()),
         "started": time.time(),
@@ -188,6 +190,16 @@ def _check_near(listen: Sequence[str]) -> None:
                 ],
                 id="insecure",
             )
+
+
+def _checked_root(files_root: str | os.PathLike[str]) -> str:
+    """The folder that clients' files are confined to. Raises RemoterError: it is none."""
+    path = Path(files_root).expanduser().resolve()
+    if not path.is_dir():
+        raise RemoterError(
+            f"`{files_root}` is no folder", hints="`--files-root` takes one that exists", id="path"
+        )
+    return str(path)
 
 
 def _checked_log(logfile: str | os.PathLike[str]) -> str:

@@ -47,6 +47,7 @@ from ._messages import (
     Refused,
     Reply,
     RunId,
+    Step,
     Submit,
     decode_event,
     encode,
@@ -198,6 +199,11 @@ class Link:
         number = next(self.numbers)
         message = encode(Query(id=number, what=what, code=code, cursor=cursor))
         return self._ask(number, message, what)
+
+    def step(self, transfer: str, what: Any, data: dict[str, Any]) -> Future[dict[str, Any]]:
+        """Have a step of a transfer done; asked again over each new connection until it is answered."""
+        number = next(self.numbers)
+        return self._ask(number, encode(Step(id=number, transfer=transfer, what=what, data=data)), "step")
 
     def consumed(self, size: int) -> None:
         """So many bytes of events were taken by whoever they are for."""

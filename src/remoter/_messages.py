@@ -22,11 +22,17 @@ from ._errors import RemoterError, VersionError
 PROTOCOL = (1, 1)
 """The oldest and the newest protocol version that this program speaks."""
 
-FEATURES: tuple[str, ...] = ()
+FEATURES: tuple[str, ...] = ("transfer",)
 """What this program can do beyond protocol version 1, by name."""
 
 LONGEST_MESSAGE = 64 * 1024 * 1024
 """The largest message in bytes (MAXMSGSIZE): bounds what a stranger can make us allocate."""
+
+LONGEST_CHUNK = 1024 * 1024
+"""The most bytes of a stream that one message of a data connection holds."""
+
+DATA_ROUTING_ID = 47
+"""Bytes of the routing id of a data connection, and of no other: the door knows it by that."""
 
 LONGEST_CODE = 32 * 1024 * 1024
 """The largest piece of code in bytes that a client sends."""
@@ -111,7 +117,8 @@ class Submit(Message, tag="submit"):
     `keep_going`). `filename` is shown in tracebacks of a script. `width` is that of the
     submitter's terminal in columns, 0 where there is none; `color` allows ANSI sequences.
     `timer`: in a script, each statement is echoed with the time it took.
-    `detached`: nobody waits for it, so it asks nobody.
+    `detached`: nobody waits for it, so it asks nobody. `keep`: the code is an expression, whose
+    value is not shown but kept for the transfer of that id.
     """
 
     n: int
@@ -124,6 +131,7 @@ class Submit(Message, tag="submit"):
     width: int = 0
     color: bool = False
     detached: bool = False
+    keep: str = ""
 
 
 class Acknowledge(Message, tag="acknowledge"):
@@ -167,6 +175,33 @@ class Query(Message, tag="query"):
     what: Literal["info", "complete", "is_complete", "inspect", "variables", "log", "restart", "shutdown"]
     code: str = ""
     cursor: int = 0
+
+
+class Step(Message, tag="step"):
+    """A step of the transfer `transfer`; may be repeated; answered by `reply` or `refused` with the same `id`.
+
+    What crosses is settled here; its bytes, if they are more than 64 KiB, then go over a data
+    connection that joins the transfer. `data`, and what the answer holds:
+
+    - `find` (`name`): whether it is `found`, its `text`, and the `versions` of what the interpreter has
+    - `remove` (`name`): nothing; the name is gone
+    - `pull` (`name`, or none for the value that a run has kept; `pickle` allowed): the object's `tree`,
+      the `sizes` of its buffers, `type`, `text`, `is_pickle`, `versions`, and the buffers as `inline` if they
+      are few
+    - `push` (`name`, `tree`, `sizes`, `overwrite`, `inline`): `ready`; or, as in `done` at the end of the
+      stream, the `name`, a `text` and what was `replaced`
+    - `read` (`path`, `symlinks`, `have` bytes of it with that `stamp`): the `kind`, `path`, `name`, and of a file `size`,
+      `mtime_ns`, `mode` and the `digest` of what is had; of a folder `files`, `size` and the length of its `manifest`
+    - `select` (`wanted`, a bit for each entry of the manifest, `offsets`): the `size` of the stream
+    - `write` (`kind`, `path`, `name`, `size`, `mtime_ns`, `mode`, `overwrite`, `update`, `resume`; of a folder `manifest`
+      and `symlinks`): the `path`; of a file the `position` it goes on from, with the `digest` of what is there, or `skip`
+    - `release`: the transfer is over, or given up
+    """
+
+    id: int
+    transfer: ClientId
+    what: Literal["find", "remove", "pull", "push", "read", "select", "write", "release"]
+    data: dict[str, Any] = {}
 
 
 class Ping(Message, tag="ping"):
@@ -215,6 +250,7 @@ class Refused(Message, tag="refused"):
     hints: tuple[str, ...] = ()
     n: int | None = None
     id: int | None = None
+    kind: str = ""
 
 
 class Accepted(Message, tag="accepted"):
@@ -265,12 +301,61 @@ class Goodbye(Message, tag="goodbye"):
     message: str = ""
 
 
-FromClient = Attach | Submit | Acknowledge | Interrupt | Answer | Query | Ping | Detach
+# --- on a data connection, both ways ---------------------------------------------------------
+
+
+class Join(Message, tag="join"):
+    """The first message of a data connection, by the client: it carries that transfer, from now on.
+
+    What is carried was settled before, on the control connection (`step`). A later connection of
+    the same transfer takes the place of an earlier one.
+    """
+
+    transfer: ClientId
+    protocol: tuple[int, int]
+
+
+class Joined(Message, tag="joined"):
+    """The server knows that transfer. Its stream has `size` bytes; `position` of them are there if it receives."""
+
+    size: int
+    position: int = 0
+
+
+class Read(Message, tag="read"):
+    """The receiver asks for a stretch of the stream; `compress`: the connection is slow enough for that."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(gt=0)]
+    compress: bool = False
+
+
+class Chunk(Message, tag="chunk"):
+    """A piece of what was asked for, `size` bytes from `offset` on; they follow in a frame of their own.
+
+    `digest` is the XXH3-128 of these bytes (big-endian), before they were `packed` by zstd.
+    """
+
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(gt=0)]
+    digest: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    packed: bool = False
+
+
+class Done(Message, tag="done"):
+    """The receiver has all and has put it in its place; `data` is what the sender should know of that."""
+
+    data: dict[str, Any] = {}
+
+
+FromClient = Attach | Submit | Acknowledge | Interrupt | Answer | Query | Step | Ping | Detach
 FromServer = Attached | Refused | Accepted | Events | Reply | Pong | Goodbye
+OnData = Join | Joined | Read | Chunk | Done | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _from_client = msgspec.msgpack.Decoder(FromClient)
 _from_server = msgspec.msgpack.Decoder(FromServer)
+_on_data = msgspec.msgpack.Decoder(OnData)
 _event = msgspec.msgpack.Decoder(Event)
 
 
@@ -301,6 +386,11 @@ def decode_from_server(data: bytes | memoryview) -> FromServer:
     return typing.cast(FromServer, _decode(_from_server, data))
 
 
+def decode_on_data(data: bytes | memoryview) -> OnData:
+    """A message of a data connection. Raises MessageError."""
+    return typing.cast(OnData, _decode(_on_data, data))
+
+
 def decode_event(data: bytes | memoryview) -> Event:
     """An event as it stands in the journal. Raises MessageError."""
     return typing.cast(Event, _decode(_event, data))
@@ -322,7 +412,20 @@ def error_of(refused: Refused) -> RemoterError:
     kind = getattr(_errors, refused.error, None)
     if not (isinstance(kind, type) and issubclass(kind, RemoterError)):
         kind = RemoterError
-    return kind(refused.message, cause=refused.cause, hints=refused.hints)
+    return kind(refused.message, cause=refused.cause, hints=refused.hints, id=refused.kind or None)
+
+
+def refused_of(error: RemoterError, **more: Any) -> Refused:
+    """The error as it is told to the other end."""
+    own = error.id if error.id != type(error).id else ""
+    return Refused(
+        error=type(error).__name__,
+        message=error.message,
+        cause=error.cause,
+        hints=error.hints,
+        kind=own,
+        **more,
+    )
 
 
 def no_common_protocol(where: str, attached: Attached) -> RemoterError:

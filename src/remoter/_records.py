@@ -55,6 +55,16 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         return Path(self.directory) / "zmq.sock"
 
     @property
+    def data_socket(self) -> Path:
+        """The unix socket for the bytes of transfers, for clients on its own machine."""
+        return Path(self.directory) / "data.sock"
+
+    @property
+    def door_socket(self) -> Path:
+        """A unix socket that leads to the door, for connections of both kinds that come through ssh."""
+        return Path(self.directory) / "door.sock"
+
+    @property
     def is_here(self) -> bool:
         """Whether the session is on this machine."""
         return self.host == host_name()

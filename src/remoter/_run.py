@@ -300,6 +300,7 @@ class Inbox:
         self.touched: set[Run] = set()
         self.outcomes: tuple[int, dict[int, Status]] = (0, {})
         self.info: dict[str, Any] = {}
+        self.features: tuple[str, ...] = ()
 
     # --- for callers -------------------------------------------------------------------------
 
@@ -354,6 +355,7 @@ class Inbox:
     def on_attached(self, attached: Attached, journal_changed: bool) -> None:
         """Compare what the server knows of our runs with what we wait for."""
         self.info = attached.info
+        self.features = attached.features
         for event in attached.asks:
             if event.run is not None:
                 self._pending_again(event)

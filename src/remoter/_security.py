@@ -279,7 +279,11 @@ def answer_zap(socket: zmq.Socket[bytes], keyring: Keyring) -> None:
 
 
 def secure_server_socket(
-    context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair, *, high_water: int = HIGH_WATER
+    context: zmq.Context[zmq.Socket[bytes]],
+    keys: KeyPair,
+    *,
+    high_water: int = HIGH_WATER,
+    longest: int = LONGEST_MESSAGE,
 ) -> zmq.Socket[bytes]:
     """A ROUTER with every safe setting, not yet bound.
 
@@ -295,7 +299,7 @@ def secure_server_socket(
     socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # or libzmq admits everyone where nobody answers
     socket.setsockopt(zmq.BACKLOG, 512)
-    _set_common(socket, high_water)
+    _set_common(socket, high_water, longest)
     return socket
 
 
@@ -305,6 +309,8 @@ def secure_client_socket(
     server_public: str,
     *,
     high_water: int = HIGH_WATER,
+    longest: int = LONGEST_MESSAGE,
+    routing_id: bytes | None = None,
 ) -> zmq.Socket[bytes]:
     """A DEALER with every safe setting, not yet connected.
 
@@ -317,12 +323,14 @@ def secure_client_socket(
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
     socket.setsockopt(zmq.CURVE_SERVERKEY, server_public.encode())
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
-    _set_common(socket, high_water)
+    if routing_id is not None:
+        socket.setsockopt(zmq.ROUTING_ID, routing_id)
+    _set_common(socket, high_water, longest)
     return socket
 
 
-def _set_common(socket: zmq.Socket[bytes], high_water: int) -> None:
-    socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_MESSAGE)
+def _set_common(socket: zmq.Socket[bytes], high_water: int, longest: int) -> None:
+    socket.setsockopt(zmq.MAXMSGSIZE, longest)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIME)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT)

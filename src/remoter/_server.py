@@ -1,8 +1,8 @@
 """The server: listens, admits, hands requests to the session; a process of its own on the session's machine.
 
 Started, and started again when it dies, by the keeper, from which it has the listening sockets, the
-lock and the configuration. It never runs user code. Three threads: the control loop (this
-module, the session, its engine and the journal), the door (the TCP port), and one for logins.
+lock and the configuration. It never runs user code. Threads: the control loop (this module, the
+session, its engine and the journal), the door (the TCP port), one for logins, and the dock's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import zmq
 
 from . import __version__
 from ._config import host_name
+from ._dock import Dock
 from ._door import Door
 from ._engines import WorkerEnd
 from ._errors import RemoterError
@@ -168,6 +169,7 @@ class Server:
             admit_all=not self.secure,
         )
         self._open_sockets()
+        self.dock = Dock(self.directory, self.keys, self.keyring)
         self.journal, ledger = self._open_journal()
         self.session = Session(
             configuration,
@@ -178,6 +180,7 @@ class Server:
             send=self.send,
             ready=self._ready,
             ended=self._ended,
+            dock=self.dock,
         )
         keeper.spawned = self._first_spawned
         keeper.exited = self._worker_exited
@@ -190,7 +193,14 @@ class Server:
             maxretry=configuration.get("maxretry", 5),
         )
         # Who only connects is nobody yet: that is not worth a line of the log.
-        self.door = Door(listeners, self.directory / "zmq.sock", hello, report=log.debug)
+        self.door = Door(
+            [*listeners, self._listen_for_tunnels()],
+            self.directory / "zmq.sock",
+            hello,
+            report=log.debug,
+            data=self.directory / "data.sock",
+        )
+        self.dock.start()
         self.door.start()
         self.session.start()
 
@@ -210,6 +220,19 @@ class Server:
         self.checking = False
         self.loop.add_reader(descriptor(self.zap), self._zap_readable)
         self.loop.add_reader(descriptor(self.router), self._readable)
+
+    def _listen_for_tunnels(self) -> socket.socket:
+        """The door's unix socket: ssh forwards one, and connections for data come through it too."""
+        path = self.directory / "door.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        old_mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old_mask)
+        listener.listen(64)
+        return listener
 
     def _open_journal(self) -> tuple[Journal, Ledger]:
         directory = Path(self.configuration["journal_directory"])
@@ -406,6 +429,7 @@ class Server:
     def close(self) -> None:
         """Leave nothing behind but the journal."""
         self.door.stop()
+        self.dock.stop()
         self.journal.finish()
         self.journal.close()
         self.loop.remove_reader(descriptor(self.zap))

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from ._cargo import Cargo
 from ._config import host_name
 from ._cursors import Cursor, Cursors, Send
+from ._dock import Dock
 from ._engines import ENGINES, Engine, WorkerEnd, measure_memory
+from ._errors import RemoterError
 from ._journal import Journal
 from ._ledger import Ledger, queued_data
 from ._messages import (
@@ -39,7 +42,9 @@ from ._messages import (
     Reply,
     RunId,
     Status,
+    Step,
     Submit,
+    refused_of,
 )
 
 log = logging.getLogger("remoter.session")
@@ -61,6 +66,7 @@ class Session:
         spawn: starts a worker: takes the command and a function that gets an error, or None.
         send: sends a message to a connection.
         ended: called when the session is over, with the reason.
+        dock: moves the bytes of what crosses.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Session:
         send: Send,
         ready: Callable[[str | None], None],
         ended: Callable[[str], None],
+        dock: Dock,
     ) -> None:
         self.configuration = configuration
         self.directory = directory
@@ -93,6 +100,13 @@ class Session:
         self.stopping: str | None = None
         self.live_pid: int | None = configuration.get("live")
         self.engine = self._make_engine()
+        files_root = configuration.get("files_root")
+        self.cargo = Cargo(
+            lambda: self.engine,
+            dock,
+            files_root=Path(files_root) if files_root else None,
+            directory=self._directory,
+        )
         self.tidy_handle = self.loop.call_later(TIDY, self._tidy)
 
     # --- the interpreter ---------------------------------------------------------------------
@@ -358,6 +372,8 @@ class Session:
                 self.send(identity, self._pong(message.id))
             case Query():
                 self._query(cursor, message)
+            case Step():
+                self._step(cursor, message)
             case Interrupt():
                 self.send(identity, Reply(id=message.id, data={"interrupted": self.interrupt(message.run)}))
             case Answer():
@@ -449,6 +465,24 @@ class Session:
             case _:
                 question = {"what": query.what, "code": query.code, "cursor": query.cursor}
                 self.engine.query(question, lambda frame: answered(frame.get("data") or frame))
+
+    def _step(self, cursor: Cursor, step: Step) -> None:
+        identity = cursor.identity
+
+        def answered(answer: dict[str, Any] | RemoterError) -> None:
+            if isinstance(answer, RemoterError):
+                self.send(identity, refused_of(answer, id=step.id))
+            else:
+                self.send(identity, Reply(id=step.id, data=answer))
+
+        self.cargo.step(step, answered)
+
+    def _directory(self) -> str:
+        """Where the interpreter works now."""
+        worker = self.ledger.worker
+        with contextlib.suppress(OSError):
+            return str(Path(f"/proc/{worker.get('pid')}/cwd").readlink())
+        return str(worker.get("cwd") or self.configuration["cwd"])
 
     def _fresh_info(self, answered: Callable[[dict[str, Any]], None]) -> None:
         """The session's info, with the interpreter's memory and working directory as they are now."""
@@ -547,6 +581,7 @@ class Session:
         self.flush()
         self.cursors.dismiss(self.stopping)
         self.tidy_handle.cancel()
+        self.cargo.close()
         self.engine.close()
         self.ended(self.stopping)
         self.stopping = None

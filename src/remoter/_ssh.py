@@ -399,7 +399,7 @@ class Ssh:
 
             tunnel = Tunnel(socket, lambda: self._bridge(master, record))
         else:
-            master.forward(socket, record.socket)  # if that fails, all is as it was
+            master.forward(socket, record.door_socket)  # if that fails, all is as it was
         self.socket, self.tunnel = socket, tunnel
         self.master, self.record, self.opening, self.is_doubted = master, record, None, False
         if old_tunnel is not None:

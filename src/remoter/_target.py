@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -91,6 +92,12 @@ class Target:
             link.opened.add_done_callback(lambda opened: None if opened.exception() else ssh.carried())
         return link
 
+    def data_locator(self) -> Callable[[], Place]:
+        """What a transfer asks before each connection for its bytes: where that goes. It may take long."""
+        if self.ssh is not None:
+            return _locate_through(self.ssh)  # to the session's door, which tells them apart
+        return lambda: _for_data(self.locate())
+
     def other_protocol(self, error: VersionError) -> VersionError:
         """The error of a session that speaks another protocol, with what mends it where ssh leads."""
         record = self.ssh.record if self.ssh is not None else None
@@ -112,6 +119,12 @@ class Target:
         """End what leads there; the session goes on."""
         if self.ssh is not None:
             self.ssh.close()
+
+
+def _for_data(place: Place) -> Place:
+    if place.socket is None:
+        return place
+    return dataclasses.replace(place, socket=str(Path(place.socket).with_name("data.sock")))
 
 
 def _number(version: str) -> list[int]:

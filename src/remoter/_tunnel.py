@@ -2,7 +2,7 @@
 
 For hosts whose sshd forbids forwarding. Each connection has a few blocking threads and one ssh process:
 
-    client ── our socket ── copying threads ── `ssh HOST` ── sshd ── sh, the script ── _bridge.py ── zmq.sock
+    client ── our socket ── copying threads ── `ssh HOST` ── sshd ── sh, the script ── _bridge.py ── door.sock
 
 The script goes first. The shell that reads it takes its input in blocks, so what the client writes has to
 wait until the script has said, with a line that nobody else can know, that the bridge takes over; all that

@@ -16,7 +16,7 @@ from ._messages import Attached, Event, RunId, Submit
 
 # What is asked once more after a connection broke. The others are not harmless to repeat: "the
 # current run" may be another by then.
-REPEATABLE = {"info", "complete", "is_complete", "inspect", "variables", "log", "interrupt"}
+REPEATABLE = {"info", "complete", "is_complete", "inspect", "variables", "log", "interrupt", "step"}
 
 
 @dataclass

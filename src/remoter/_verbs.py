@@ -23,26 +23,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ._errors import RemoterError
+from ._errors import RemoterError, render
+from ._paper import label
 
 LEAVING = ("exit", "quit")
-VERBS = ("lsc", "rmc", "evalc", "is_secure", "showlog", "helpc", "shutdown", *LEAVING)
+CARRYING = ("s2c", "c2s", "sendfile", "recvfile")
+VERBS = (*CARRYING, "lsc", "rmc", "evalc", "is_secure", "showlog", "helpc", "shutdown", *LEAVING)
 """The calls that the prompt does itself."""
 
 MARK = "here| "
 """Stands before each line that this machine put out, so that nobody takes it for the session's."""
 
 HELP = """\
-typed lines run on {host}; these calls are done by the prompt:
-  lsc()                 the objects here          rmc(x, y)    remove objects here
-  evalc(x * 2)          evaluate here             evalc("statements")
-  is_secure()           is the link encrypted     showlog()    what the session put out so far
-  exit()  quit()  Ctrl-D    leave; the session goes on, also when it is busy
-  shutdown()  exit(client_only=False)    end the session
+typed lines run on {host}; these calls are done here:
+  s2c(x)  s2c(x, "y")  s2c(df.head(), "top")   bring an object here
+  c2s(x)  c2s(x, "y")  c2s(a + b, "total")     send an object there
+  recvfile("there.csv", "here.csv")            bring a file or folder here
+  sendfile("here.csv", "there.csv")            send a file or folder there
+  lsc()  rmc(x, y)                             list, remove objects here
+  evalc(x * 2)  evalc("statements")            evaluate here
+  is_secure()                                  is the link encrypted
+  showlog()                                    what the session put out
+  exit()  quit()  Ctrl-D                       leave; the session goes on
+  shutdown()  exit(client_only=False)          end the session
+overwrite=True replaces files; overwrite=False keeps objects
 keys:
-  Enter runs what is complete      Alt-Enter runs in any case     Ctrl-O adds a line
-  Tab completes                    Up matches what is typed       Ctrl-R searches
-  Ctrl-C clears the line, or interrupts the running command"""
+  Enter runs what is complete                  Alt-Enter runs in any case
+  Tab completes                                Ctrl-O adds a line
+  Up matches what is typed                     Ctrl-R searches
+  Ctrl-C clears the line, interrupts the running command, stops a transfer"""
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,140 @@ def hint_about(error: dict[str, Any]) -> str | None:
     )
 
 
+# --- what a call is to carry -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """An object that `s2c` or `c2s` carries.
+
+    Attributes:
+        source: the typed expression, to be evaluated on the side that has it.
+        name: what it is to be called on the other side.
+        overwrite: whether an object of that name may be replaced.
+    """
+
+    source: ast.expr
+    name: str
+    overwrite: bool = True
+
+
+def cargo(piece: Piece) -> Cargo:
+    """What `s2c(...)` or `c2s(...)` means: `s2c(x)`, `s2c("x")`, `s2c(x, "y")`, `s2c(df.head(), "top")`.
+
+    Raises:
+        RemoterError: it cannot be understood.
+    """
+    verb = piece.verb or ""
+    given = _bound(piece, ("object", "newname"), ("overwrite",))
+    if "object" not in given:
+        raise RemoterError(
+            f"`{verb}` takes an object", hints=f'`{verb}(x)`, or `{verb}(x, "y")`', id="arguments"
+        )
+    source = given["object"]
+    if verb == "s2c" and isinstance(source, ast.Constant) and isinstance(source.value, str):
+        source = _expression(source.value)
+    if "newname" in given:
+        name = _text(verb, "newname", given["newname"], f'{verb}({ast.unparse(source)}, "y")')
+    elif isinstance(source, ast.Name):
+        name = source.id
+    else:
+        shown = ast.unparse(source)
+        raise RemoterError(
+            f"`{label(shown)}` is no name, and what it gives needs one",
+            hints=f'`{verb}({label(shown)}, "NAME")`',
+            id="arguments",
+        )
+    return Cargo(source, name, _flag(verb, "overwrite", given.get("overwrite"), True))
+
+
+FILE_OPTIONS: dict[str, type] = {
+    "overwrite": bool,
+    "update": bool,
+    "resume": bool,
+    "symlinks": str,
+    "compress": bool,
+}
+"""What `sendfile` and `recvfile` take beside the two paths, as `Session.upload` does."""
+
+
+def paths(piece: Piece) -> tuple[str, str | None, dict[str, Any]]:
+    """What `sendfile(...)` or `recvfile(...)` means: from where, to where, and the options.
+
+    Raises:
+        RemoterError: it cannot be understood.
+    """
+    verb = piece.verb or ""
+    given = _bound(piece, ("path", "to"), tuple(FILE_OPTIONS))
+    usage = f'{verb}("from", "to")'
+    if "path" not in given:
+        raise RemoterError(f"`{verb}` takes the path of a file or folder", hints=f"`{usage}`", id="arguments")
+    path, to = _text(verb, "path", given.pop("path"), usage), given.pop("to", None)
+    options: dict[str, Any] = {
+        name: _text(verb, name, node, f'{verb}("from", "to", {name}="skip")')
+        if FILE_OPTIONS[name] is str
+        else _flag(verb, name, node, False)
+        for name, node in given.items()
+    }
+    return path, None if to is None else _text(verb, "to", to, usage), options
+
+
+def _bound(piece: Piece, by_place: tuple[str, ...], by_name: tuple[str, ...]) -> dict[str, ast.expr]:
+    """The arguments of a call by their names, as Python would bind them."""
+    verb = piece.verb
+    if any(isinstance(node, ast.Starred) for node in piece.arguments) or None in (
+        k.arg for k in piece.keywords
+    ):
+        raise RemoterError(f"`{verb}` takes no `*` and no `**`", id="arguments")
+    if len(piece.arguments) > len(by_place):
+        raise RemoterError(
+            f"`{verb}` takes {len(by_place)} arguments, not {len(piece.arguments)}",
+            hints=f"by name it takes `{'=`, `'.join(by_name)}=`",
+            id="arguments",
+        )
+    given = dict(zip(by_place, piece.arguments, strict=False))
+    for keyword in piece.keywords:
+        if keyword.arg not in (*by_place, *by_name):
+            raise RemoterError(
+                f"`{verb}` has no argument `{keyword.arg}`",
+                hints=f"it has `{'`, `'.join((*by_place, *by_name))}`",
+                id="arguments",
+            )
+        if keyword.arg in given:
+            raise RemoterError(f"`{verb}` is given `{keyword.arg}` twice", id="arguments")
+        given[keyword.arg] = keyword.value
+    return given
+
+
+def _expression(text: str) -> ast.expr:
+    """The expression in a text, `"x"` or `"df.head()"`."""
+    tree = parse(text.strip())
+    if tree is None or len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
+        raise RemoterError(f"`{label(text)}` is no name and no expression", id="arguments")
+    return tree.body[0].value
+
+
+def _text(verb: str, name: str, node: ast.expr, usage: str) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    raise RemoterError(
+        f"`{name}` of `{verb}` is a text between quotes, not `{label(ast.unparse(node))}`",
+        hints=f"`{usage}`",
+        id="arguments",
+    )
+
+
+def _flag(verb: str, name: str, node: ast.expr | None, default: bool) -> bool:
+    if node is None:
+        return default
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        return node.value
+    raise RemoterError(f"`{name}` of `{verb}` is True or False", id="arguments")
+
+
+# --- this side ---------------------------------------------------------------------------------
+
+
 class Marked(io.TextIOBase):
     """A stream that passes text on with the mark before each line."""
 
@@ -218,17 +361,22 @@ class LocalSide:
 
     def do(self, piece: Piece) -> bool:
         """Do `lsc`, `rmc` or `evalc`. A failure is shown and stays here; says whether it went well."""
+        match piece.verb:
+            case "lsc":
+                return self.attempt(lambda stream: self._list(stream, piece))
+            case "rmc":
+                return self.attempt(lambda stream: self._remove(piece))
+            case _:
+                return self.attempt(lambda stream: self._evaluate(stream, piece))
+
+    def attempt(self, action: Callable[[Marked], None]) -> bool:
+        """Do something here that may fail. A failure is shown and stays here; says whether it went well."""
         stream = Marked(self._write)
         try:
-            match piece.verb:
-                case "lsc":
-                    self._list(stream, piece)
-                case "rmc":
-                    self._remove(piece)
-                case "evalc":
-                    self._evaluate(stream, piece)
+            action(stream)
         except RemoterError as error:
-            stream.write(f"error: {error}\n")
+            stream.finish()
+            stream.write(render(error) + "\n")
             return False
         except KeyboardInterrupt:
             stream.finish()
@@ -262,12 +410,14 @@ class LocalSide:
                 continue
             value = _literal(argument, "rmc")
             names += [value] if isinstance(value, str) else [str(name) for name in value]
-        if missing := [name for name in names if name not in self.namespace]:
-            raise RemoterError(
-                f"no object `{missing[0]}` here", hints="`lsc()` lists what is here", id="name"
-            )
+        for name in names:
+            self._check_is_here(name)
         for name in names:
             self.namespace.pop(name, None)
+
+    def _check_is_here(self, name: str) -> None:
+        if name not in self.namespace:
+            raise RemoterError(f"no object `{name}` here", hints="`lsc()` lists what is here", id="name")
 
     def _evaluate(self, stream: Marked, piece: Piece) -> None:
         """`evalc(expression)`, `evalc("statements")`, `evalc(name=expression)`."""
@@ -286,11 +436,19 @@ class LocalSide:
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
             module = ast.fix_missing_locations(ast.Module(body, []))
             exec(compile(module, "<here>", "exec"), self.namespace)  # noqa: S102 - the user typed it, for here
-            if isinstance(last, ast.Expr):
-                expression = ast.fix_missing_locations(ast.Expression(last.value))
-                value = eval(compile(expression, "<here>", "eval"), self.namespace)  # noqa: S307 - likewise
-                if value is not None:
-                    stream.write(repr(value) + "\n")
+            if isinstance(last, ast.Expr) and (value := self._value(last.value)) is not None:
+                stream.write(repr(value) + "\n")
+
+    def value(self, node: ast.expr, stream: Marked) -> Any:
+        """The value of a typed expression on this side; what it prints is marked."""
+        if isinstance(node, ast.Name):
+            self._check_is_here(node.id)
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            return self._value(node)
+
+    def _value(self, node: ast.expr) -> Any:
+        expression = ast.fix_missing_locations(ast.Expression(node))
+        return eval(compile(expression, "<here>", "eval"), self.namespace)  # noqa: S307 - the user typed it, for here
 
 
 def _local_traceback(error: BaseException) -> str:

@@ -153,7 +153,7 @@ bridge_by_keeper() { # the keeper's command line tells the interpreter, and wher
     set +f
     [ "$#:${7-}" = "7:$session" ] && [ -x "$1" ] && [ -r "$6/_bridge.py" ] || return 0
     mark raw
-    exec "$1" -I -S "$6/_bridge.py" "$session_directory/zmq.sock"
+    exec "$1" -I -S "$6/_bridge.py" "$session_directory/door.sock"
 }
 
 log_in() { # go on in a login shell

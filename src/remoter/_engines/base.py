@@ -6,8 +6,10 @@ inherited, so a restarted server finds the worker that outlived the last one.
 
     control   runs and answers go out; results, displays, errors, asks and `done` come back,
               numbered, and kept by the worker until the server has them in its journal
-    side      questions (completion, variables, ...) that a thread of the worker answers
-              while its main thread runs user code
+    side      questions (completion, variables, objects that come and go, ...) that a thread of the
+              worker answers while its main thread runs user code
+    data      one for each object that is under way: its bytes and nothing else, read or written by
+              a thread of its own here (`_cargo`)
     out, err  bytes as they are printed, by whatever part of the process prints them
 
 Order. The worker flushes what it printed before it sends a frame, and here both FIFOs are
@@ -241,6 +243,16 @@ class Connection:
         del self.incoming[:end]
         return header, buffers
 
+    def detach(self) -> socket.socket:
+        """The socket, for somebody else; blocking, and told that it has found him."""
+        self.open = False
+        self.loop.remove_reader(self.sock)
+        self.loop.remove_writer(self.sock)
+        self.sock.setblocking(True)
+        with contextlib.suppress(OSError):
+            self.sock.send(b"!")
+        return self.sock
+
     def close(self) -> None:
         if not self.open:
             return
@@ -282,6 +294,7 @@ class Engine:
         self.questions: dict[int, Callable[[dict[str, Any]], None]] = {}
         self.question = 0
         self.strangers: set[Connection] = set()
+        self.awaited_streams: dict[str, Callable[[socket.socket | None], None]] = {}
         self.ended = False
         self.loop = asyncio.get_running_loop()
         self.streams = [
@@ -319,6 +332,9 @@ class Engine:
         if frame.get("type") != "hello" or frame.get("worker") != self.worker_id or self.ended:
             connection.close()
             return
+        if frame.get("role") == "data":
+            self._hand_over(connection, str(frame.get("stream")))
+            return
         self.strangers.discard(connection)
         connection.role = str(frame.get("role"))
         connection.closed = self._lost
@@ -336,6 +352,15 @@ class Engine:
                 old.close()
             connection.send({"type": "welcome", "received": self.frame})
             self.listener.worker_free(int(frame["last"]))
+
+    def _hand_over(self, connection: Connection, stream: str) -> None:
+        """A connection for the bytes of one object: for whoever waits for it, and no more ours."""
+        self.strangers.discard(connection)
+        connected = self.awaited_streams.pop(stream, None)
+        if connected is None:
+            connection.close()
+        else:
+            connected(connection.detach())
 
     def _said(self, _: Connection, frame: dict[str, Any], buffers: dict[str, bytes]) -> None:
         number = frame.get("frame")
@@ -381,6 +406,9 @@ class Engine:
             questions, self.questions = self.questions, {}
             for answered in questions.values():
                 answered({"error": "the interpreter is gone"})
+            streams, self.awaited_streams = self.awaited_streams, {}
+            for connected in streams.values():
+                connected(None)
 
     # --- what the session asks for -----------------------------------------------------------
 
@@ -404,6 +432,7 @@ class Engine:
                 "width": submit.width,
                 "color": submit.color,
                 "detached": submit.detached,
+                "keep": submit.keep,
                 "received": self.frame,
             }
         )

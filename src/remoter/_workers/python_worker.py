@@ -732,6 +732,23 @@ class PlainRunner:
             if not went_well and (stopped or not run.get("keep_going")):
                 return
 
+    def run_value(self, run):
+        """Evaluate an expression; its value is kept for the transfer that it is meant for, and not shown."""
+        self.source_name = "<expression>"
+        try:
+            code = run["code"].strip()
+            remember_source(self.source_name, code)
+            tree = about_user_code(compile, code, self.source_name, "eval", ast.PyCF_ONLY_AST, True)
+            compiled = about_user_code(self.compile, tree, "eval")
+            value = eval(compiled, self.namespace)  # noqa: S307 - the user typed it, for here
+            if compiled.co_flags & CO_COROUTINE:
+                value = self.run_coroutine(value)
+            self.worker.load_objects().keep(run["keep"], value)
+        except Stopping:
+            raise
+        except BaseException as problem:
+            self.worker.failed(problem)
+
     def attempt(self, tree, mode, source=None):
         """Compile and run one piece; what it raises is reported. Returns whether it went well."""
         try:
@@ -773,7 +790,7 @@ class PlainRunner:
         loop = self.event_loop()
         task = loop.create_task(coroutine)
         try:
-            loop.run_until_complete(task)
+            return loop.run_until_complete(task)
         except KeyboardInterrupt:
             import asyncio
 
@@ -1208,9 +1225,8 @@ class IPythonRunner(PlainRunner):
 
     def run_coroutine(self, coroutine):
         if self.shell.loop_runner is self.default_loop_runner:
-            super().run_coroutine(coroutine)
-        else:
-            self.shell.loop_runner(coroutine)
+            return super().run_coroutine(coroutine)
+        return self.shell.loop_runner(coroutine)
 
     def event_loop(self):
         self.loop = self.ipython_loop()
@@ -1439,6 +1455,9 @@ def describe(value):
     return "\n".join(lines)
 
 
+OBJECT_QUESTIONS = {"pack", "send", "receive", "bind", "drop", "find", "remove"}
+
+
 class Side(threading.Thread):
     """The thread beside the user's code: answers questions, flushes, connects again.
 
@@ -1456,6 +1475,8 @@ class Side(threading.Thread):
         self.soon_until = clock() + 1.0
         self.warmups = collections.deque()
         self.warm_at = 0.0
+        self.objects = None
+        self.replies = collections.deque()  # what other threads have found out
         self.waker = Waker()
 
     def connect(self):
@@ -1499,6 +1520,8 @@ class Side(threading.Thread):
             self.waker.clear()
         if self.connection is not None and self.connection.fileno() in ready:
             self.answer_all()
+        while self.replies and self.connection is not None:
+            self.reply(self.replies.popleft())
         if clock() < self.quick_until:
             worker.streams.tick()
         if worker.run is not None:
@@ -1541,15 +1564,32 @@ class Side(threading.Thread):
             elif frame.get("type") == "query":
                 reply = {"type": "reply", "id": frame["id"]}
                 try:
+                    if frame["what"] in OBJECT_QUESTIONS:
+                        self.ask_objects(frame, reply)
+                        continue
                     reply["data"] = self.answer(frame)
                 except Exception as problem:
                     reply["error"] = clean("%s: %s" % (type(problem).__name__, problem))
-                try:
-                    self.connection.socket.sendall(encode(reply))
-                except OSError:
-                    self.connection.close()
-                    self.connection = None
+                self.reply(reply)
+                if self.connection is None:
                     return
+
+    def reply(self, reply):
+        try:
+            self.connection.socket.sendall(encode(reply))
+        except OSError:
+            self.connection.close()
+            self.connection = None
+
+    def ask_objects(self, query, reply):
+        """Objects come and go in threads of their own; the answer comes back to this one."""
+
+        def answered(data):
+            reply["data"] = data
+            self.replies.append(reply)
+            self.waker.wake()
+
+        self.worker.load_objects().answer_in_thread(query, answered)
 
     def answer(self, query):
         what, code, worker = query["what"], query.get("code", ""), self.worker
@@ -1645,6 +1685,8 @@ class Worker:
         self.stopping = None
         self.closed = False
         self.ready = threading.Event()
+        self.objects = None
+        self.loading = threading.Lock()
         self.runner = None
         self.runner_name = runner if runner != "auto" else ("ipython" if can_import("IPython") else "plain")
         self.forking = False
@@ -1761,6 +1803,23 @@ class Worker:
         else:
             os.environ[name] = value
 
+    encode = staticmethod(encode)
+
+    def load_objects(self):
+        """What packs and binds objects; its file is read when the first one crosses."""
+        with self.loading:
+            if self.objects is None:
+                import importlib.util
+
+                path = os.path.join(os.path.dirname(os.path.abspath(HERE)), "python_objects.py")
+                spec = importlib.util.spec_from_file_location("_remoter_objects", path)
+                module = sys.modules["_remoter_objects"] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                if not self.ready.wait(30):
+                    raise RuntimeError("the session is still starting")
+                self.objects = module.Objects(self, HERE)
+            return self.objects
+
     # Control frames
 
     def wait(self, seconds=None):
@@ -1810,7 +1869,10 @@ class Worker:
         try:
             try:
                 self.interrupts.begin(number)
-                self.runner.run(run)
+                if run.get("keep"):
+                    self.runner.run_value(run)
+                else:
+                    self.runner.run(run)
             finally:
                 self.interrupts.target = None
         except KeyboardInterrupt:

@@ -1,0 +1,410 @@
+"""What a session gives and takes: objects of its interpreter, files of its machine; in the server's process.
+
+Each step of a transfer comes from the control connection to the control loop, and is answered there. What
+takes long happens elsewhere: the interpreter packs objects in a thread of its own, paths are
+looked at in a thread here, and bytes are moved by the dock's threads, from and to
+
+    an object    a unix socket whose other end is a thread in the interpreter's process
+    a file       the file itself: no interpreter is needed for it, so it may be busy
+
+Every step may come twice, since a client asks again when its connection broke before the answer: what was
+answered is remembered for as long as the transfer lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from ._dock import Dock
+from ._engines import Engine
+from ._errors import RemoterError, TransferError
+from ._messages import Refused, Step, error_of
+
+if TYPE_CHECKING:
+    from ._freight import Freight
+    from ._pieces import Sink
+
+log = logging.getLogger("remoter.cargo")
+
+Answered = Callable[["dict[str, Any] | RemoterError"], None]
+
+MOST_TRANSFERS = 1000
+"""Transfers that are remembered; beyond that the oldest is forgotten."""
+
+NAP = 0.5
+"""Seconds between looks whether anybody still wants what a thread here waits for."""
+
+_GONE = "the session's interpreter is gone"
+
+
+class Transfer:
+    """What is known of one transfer: what was answered, and what of it is open."""
+
+    def __init__(self) -> None:
+        self.answers: dict[bytes, dict[str, Any]] = {}
+        self.under_way: dict[bytes, list[Answered]] = {}
+        self.streams: set[str] = set()
+        self.line: Line | None = None
+        self.freight: Freight | None = None
+        self.is_over = False
+
+
+class Cargo:
+    """The steps of all transfers of one session. All but what threads call belongs to the control loop.
+
+    Args:
+        engine: gives the present engine.
+        dock: moves the bytes.
+        files_root: no path outside of it is read or written; None: any that the user may.
+        directory: says where the interpreter works, which relative paths are relative to.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        dock: Dock,
+        *,
+        files_root: Path | None,
+        directory: Callable[[], str],
+    ) -> None:
+        self.engine = engine
+        self.dock = dock
+        self.files_root = files_root
+        self.directory = directory
+        self.loop = asyncio.get_running_loop()
+        self.transfers: collections.OrderedDict[str, Transfer] = collections.OrderedDict()
+        self.threads = ThreadPoolExecutor(4, thread_name_prefix="remoter-paths")
+
+    def step(self, step: Step, answered: Answered) -> None:
+        """Do one step; `answered` gets the answer or the error, sooner or later, on this loop."""
+        if step.what == "release":
+            self._release(step.transfer)
+            answered({})
+            return
+        transfer = self.transfers.get(step.transfer)
+        if transfer is None:
+            transfer = self.transfers[step.transfer] = Transfer()
+            while len(self.transfers) > MOST_TRANSFERS:
+                self._release(next(iter(self.transfers)))
+        if not all(map(self.dock.known, transfer.streams)):
+            transfer.answers.clear()  # nobody came for too long: it begins anew
+            transfer.streams.clear()
+        same = msgspec.msgpack.encode((step.what, step.data))
+        if same in transfer.answers:
+            answered(transfer.answers[same])
+        elif same in transfer.under_way:
+            transfer.under_way[same].append(answered)
+        else:
+            transfer.under_way[same] = [answered]
+            self._begin(step, transfer, partial(self._settle, transfer, same))
+
+    def _settle(self, transfer: Transfer, same: bytes, answer: dict[str, Any] | RemoterError) -> None:
+        if isinstance(answer, dict):
+            transfer.answers[same] = answer
+        for answered in transfer.under_way.pop(same, []):
+            answered(answer)
+
+    def _begin(self, step: Step, transfer: Transfer, settle: Answered) -> None:
+        match step.what:
+            case "find" | "remove":
+                self._ask(step.what, step, lambda answer: settle(answer))
+            case "pull":
+                self._pull(step, transfer, settle)
+            case "push":
+                self._push(step, transfer, settle)
+            case "read" | "write" | "select":
+                self._look_at_paths(step, transfer, settle)
+
+    def _release(self, id: str) -> None:
+        transfer = self.transfers.pop(id, None)
+        if transfer is None:
+            return
+        transfer.is_over = True
+        self._end_streams(id, transfer)
+        if transfer.line is not None:
+            self.engine().query({"what": "drop", "transfer": id}, lambda frame: None)
+
+    def _end_streams(self, id: str, transfer: Transfer) -> None:
+        if transfer.line is not None:
+            transfer.line.stop()
+        for suffix in ("", "-m"):
+            self.dock.drop(id + suffix)
+
+    def close(self) -> None:
+        """The session is over."""
+        for id in list(self.transfers):
+            self._release(id)
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    # --- objects -----------------------------------------------------------------------------
+
+    def _ask(self, what: str, step: Step, answered: Answered, **more: Any) -> None:
+        question = {
+            **step.data,
+            "what": what,
+            "transfer": step.transfer,
+            "cloudpickle": _cloudpickle(),
+            **more,
+        }
+        self.engine().query(question, lambda frame: answered(_answer_of(frame)))
+
+    def _pull(self, step: Step, transfer: Transfer, settle: Answered) -> None:
+        def packed(answer: dict[str, Any] | RemoterError) -> None:
+            if isinstance(answer, dict):
+                if "inline" in answer:
+                    answer["inline"] = base64.b64decode(answer["inline"])
+                elif not transfer.is_over:
+                    transfer.line = Line(self, step.transfer)
+                    transfer.streams.add(step.transfer)
+                    self.dock.offer(step.transfer, ObjectSource(transfer.line, sum(answer["sizes"])))
+            settle(answer)
+
+        log.info("PULL %s", step.data.get("name") or "a value")
+        self._ask("pack", step, packed)
+
+    def _push(self, step: Step, transfer: Transfer, settle: Answered) -> None:
+        log.info("PUSH %s", step.data.get("name"))
+        data = step.data
+        if "inline" in data:
+            inline = base64.b64encode(data["inline"]).decode()
+            self._ask("receive", step, settle, inline=inline)
+            return
+        line = transfer.line = Line(self, step.transfer)
+        sink = ObjectSink(line, sum(data["sizes"]))
+        question = {**data, "what": "receive", "transfer": step.transfer, "cloudpickle": _cloudpickle()}
+
+        def ready(answer: dict[str, Any] | RemoterError) -> None:
+            if isinstance(answer, dict) and not transfer.is_over:
+                transfer.streams.add(step.transfer)
+                self.dock.accept(step.transfer, sink, lambda done, error: None)
+            settle(answer)
+
+        line.connect(question, ready)
+
+    # --- files -------------------------------------------------------------------------------
+
+    def _look_at_paths(self, step: Step, transfer: Transfer, settle: Answered) -> None:
+        log.info("FILES %s %s", step.what, ascii(step.data.get("path")))
+        directory = Path(self.directory())
+
+        def look() -> Freight:
+            from . import _freight
+
+            if step.what == "read":
+                return _freight.offer_path(step.data, directory, self.files_root)
+            if step.what == "write":
+                return _freight.accept_path(step.data, directory, self.files_root)
+            if transfer.freight is None:
+                raise TransferError("there is nothing to select from", id="unknown")
+            return _freight.select(transfer.freight, step.data)
+
+        def looked(work: asyncio.Future[Freight]) -> None:
+            try:
+                freight = work.result()
+            except RemoterError as error:
+                settle(error)
+            except OSError as error:
+                settle(TransferError(f"`{error.filename}` cannot be used", cause=error.strerror, id="path"))
+            except asyncio.CancelledError:
+                settle(TransferError("the session ends", id="cancelled"))
+            except Exception as error:  # our own mistake must not leave the client waiting
+                log.exception("a path was not understood")
+                settle(TransferError("the server failed", cause=str(error)))
+            else:
+                self._load(step.transfer, transfer, freight)
+                settle(freight.reply)
+
+        work = asyncio.ensure_future(self.loop.run_in_executor(self.threads, look))
+        work.add_done_callback(looked)
+
+    def _load(self, id: str, transfer: Transfer, freight: Freight) -> None:
+        transfer.freight = freight
+        transfer.streams.update(id + suffix for suffix in freight.streams)
+        for suffix, stream in freight.streams.items():
+            if transfer.is_over:
+                stream.close()
+            elif hasattr(stream, "write"):
+                self.dock.accept(id + suffix, cast("Sink", stream), lambda done, error: None)
+            else:
+                self.dock.offer(id + suffix, stream)
+
+
+def _answer_of(frame: dict[str, Any]) -> dict[str, Any] | RemoterError:
+    """The interpreter's answer, or the error that it is."""
+    if "error" in frame:
+        return TransferError(str(frame["error"]))
+    data: dict[str, Any] = frame.get("data") or {}
+    if "refused" in data:
+        return error_of(msgspec.convert(data["refused"], Refused))
+    return data
+
+
+def _cloudpickle() -> str | None:
+    """Where this environment has cloudpickle, for interpreters that have none of their own."""
+    found = importlib.util.find_spec("cloudpickle")
+    places = found.submodule_search_locations if found is not None else None
+    return next(iter(places), None) if places else None
+
+
+# --- the interpreter's end of a stream -------------------------------------------------------
+
+
+class Line:
+    """The unix socket to the interpreter for one object; made on the loop, used in one of the dock's threads."""
+
+    def __init__(self, cargo: Cargo, transfer: str) -> None:
+        self.cargo = cargo
+        self.transfer = transfer
+        self.lock = threading.Lock()
+        self.socket: socket.socket | None = None
+        self.is_stopped = False
+
+    def connect(self, question: dict[str, Any], answered: Answered) -> None:
+        """On the loop: have the interpreter connect; answered when it has, or has refused.
+
+        Both come by themselves: its answer to the question, and its connection.
+        """
+        question["stream"] = stream = os.urandom(8).hex()
+        engine, arrived = self.cargo.engine(), {}
+
+        def look(**news: Any) -> None:
+            arrived.update(news)
+            if isinstance(arrived.get("answer"), RemoterError):
+                engine.awaited_streams.pop(stream, None)
+                answered(arrived["answer"])
+            elif "answer" in arrived and "socket" in arrived:
+                taken = self._take(arrived["socket"])
+                answered(arrived["answer"] if taken else TransferError(_GONE))
+
+        engine.awaited_streams[stream] = lambda sock: look(socket=sock)
+        engine.query(question, lambda frame: look(answer=_answer_of(frame)))
+
+    def _take(self, sock: socket.socket | None) -> bool:
+        with self.lock:
+            if sock is None or self.is_stopped:
+                if sock is not None:
+                    sock.close()
+                return False
+            old, self.socket = self.socket, sock
+        if old is not None:
+            old.close()
+        return True
+
+    def wait_for(self, begin: Callable[[Answered], None]) -> dict[str, Any]:
+        """In a thread: have something begun on the loop and wait for its answer. Raises RemoterError."""
+        answer: Future[dict[str, Any] | RemoterError] = Future()
+        try:
+            self.cargo.loop.call_soon_threadsafe(begin, answer.set_result)
+        except RuntimeError:
+            raise TransferError("the session ends", id="cancelled") from None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                found = answer.result(NAP)
+                break
+            if self.is_stopped:
+                raise TransferError("the transfer was given up", id="cancelled")
+        if isinstance(found, RemoterError):
+            raise found
+        return found
+
+    def stop(self) -> None:
+        """From anywhere: whoever waits for it goes on, with an error."""
+        with self.lock:
+            self.is_stopped = True
+            if self.socket is not None:
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """In the thread: the last that is done with it."""
+        self.stop()
+        with self.lock:
+            if self.socket is not None:
+                self.socket.close()
+                self.socket = None
+
+
+class ObjectSource:
+    """An object of the interpreter, as a source."""
+
+    def __init__(self, line: Line, size: int) -> None:
+        self.size = size
+        self._line = line
+        self._position = -1
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into` with the stream from `offset` on. Another place than the last one ended at means a new line."""
+        if offset != self._position:
+            question = {"what": "send", "transfer": self._line.transfer, "offset": offset}
+            self._line.wait_for(lambda answered: self._line.connect(question, answered))
+            self._position = offset
+        while into.nbytes:
+            size = _receive(self._line.socket, into)
+            self._position += size
+            into = into[size:]
+
+    def close(self) -> None:
+        self._line.close()
+
+
+class ObjectSink:
+    """An object of the interpreter that is yet to be, as a sink."""
+
+    def __init__(self, line: Line, size: int) -> None:
+        self.size = size
+        self.position = 0
+        self._line = line
+
+    def write(self, data: memoryview) -> None:
+        """Pass the next bytes on."""
+        if self._line.socket is None:
+            raise TransferError(_GONE)
+        try:
+            self._line.socket.sendall(data)
+        except OSError:
+            self._explain()
+        self.position += data.nbytes
+
+    def _explain(self) -> None:
+        """The interpreter has closed the line before the end: its answer to `bind` tells why."""
+        self._bind()
+        raise TransferError(_GONE)
+
+    def finish(self) -> dict[str, Any]:
+        """All is there: it gets its name."""
+        return self._bind()
+
+    def _bind(self) -> dict[str, Any]:
+        question = {"what": "bind", "transfer": self._line.transfer}
+        engine = self._line.cargo.engine
+        return self._line.wait_for(
+            lambda answered: engine().query(question, lambda frame: answered(_answer_of(frame)))
+        )
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def _receive(sock: socket.socket | None, into: memoryview) -> int:
+    try:
+        size = sock.recv_into(into) if sock is not None else 0
+    except OSError:
+        size = 0
+    if not size:
+        raise TransferError(_GONE, cause="it has ended, or was restarted")
+    return size

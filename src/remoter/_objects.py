@@ -1,0 +1,295 @@
+"""Objects that cross: pull and push, what is trusted, and what is refused before it is sent; in the client's process.
+
+What an object looks like on the way is the matter of `_values`, how bytes get here that of `_transfer`.
+The work of each transfer is a function that runs in the transfer's own thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import keyword
+import pickletools
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from . import _values
+from ._errors import RunTimeoutError, TransferError
+from ._pieces import MemorySink, MemorySource
+from ._run import Run
+from ._transfer import Carrier, Forgotten
+from ._values import Layout, Packed, ValuesError
+
+INLINE = 64 * 1024
+"""Bytes of an object that travel with the message itself."""
+
+NAP = 0.2
+"""Seconds between looks whether a transfer that waits for a run was cancelled."""
+
+LONGEST_SEARCHED = 8 * 1024 * 1024
+"""Bytes of a pickle in which we look for what it needs."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """An object that has arrived in the session.
+
+    Attributes:
+        name: its name there.
+        text: what it is, as `ndarray (3, 2) float64, 48 bytes`.
+        replaced: what had the name before; None if it was free.
+    """
+
+    name: str
+    text: str
+    replaced: str | None = None
+
+    def __str__(self) -> str:
+        replaced = f"; replaced {self.replaced}" if self.replaced else ""
+        return f"{self.name}: {self.text}{replaced}"
+
+    __repr__ = __str__
+
+
+def plain_name(name: str) -> str | None:
+    """The name as Python understands it, if it is one; None: an expression, or nothing."""
+    name = unicodedata.normalize("NFKC", name.strip())
+    return name if name.isidentifier() and not keyword.iskeyword(name) else None
+
+
+def as_error(error: ValuesError) -> TransferError:
+    """What the codec says, as an error of ours."""
+    return TransferError(error.message, cause=error.cause, hints=tuple(error.hints), id=error.kind)
+
+
+def await_run(carrier: Carrier, run: Run) -> None:
+    """Wait for the run whose value is to cross. Raises what it raised."""
+    carrier.note("waiting for its turn")
+    while True:
+        carrier.check()
+        with contextlib.suppress(RunTimeoutError):
+            run.wait(NAP)
+            carrier.note("")
+            return
+
+
+# --- from the session ------------------------------------------------------------------------
+
+
+class ValueSink:
+    """The stream of an object: its buffers, straight into their final memory."""
+
+    def __init__(self, answer: dict[str, Any], into: Any, allow_pickle: bool) -> None:
+        self.position = 0
+        self._allow_pickle = allow_pickle
+        try:
+            self._layout = Layout(str(answer["tree"]), [_size(size) for size in answer["sizes"]])
+            if self._layout.is_pickle and not allow_pickle:
+                raise unsafe(self._layout.type)
+            self._memory = MemorySink(self._layout.allocate(into))
+        except ValuesError as error:
+            raise as_error(error) from None
+        self.size = self._memory.size
+
+    def write(self, data: memoryview) -> None:
+        """The next bytes of the stream."""
+        self._memory.write(data)
+        self.position += data.nbytes
+
+    def finish(self) -> dict[str, Any]:
+        """All is there."""
+        return {}
+
+    def value(self) -> Any:
+        """The object. Raises TransferError."""
+        self._memory.close()
+        try:
+            return self._layout.build(allow_pickle=self._allow_pickle)
+        except ValuesError as error:
+            raise as_error(error) from None
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+def _size(size: Any) -> int:
+    if not isinstance(size, int) or not 0 <= size < 1 << 62:
+        raise TransferError("the session announced an object of an impossible size", id="corrupt")
+    return size
+
+
+def unsafe(kind: str) -> TransferError:
+    """The error of an object that comes only as a pickle."""
+    return TransferError(
+        f"`{kind}` crosses only as a pickle, and opening a pickle runs code that the session chose",
+        id="unsafe",
+    )
+
+
+def pull(carrier: Carrier, name: str | None, *, format: str | None, into: Any, allow_pickle: bool) -> Any:
+    """Get an object of the session.
+
+    Args:
+        carrier: the transfer.
+        name: what it is called there; None: the value that a run has kept for this transfer.
+        format: what it is to become here.
+        into: memory that it is to fill.
+        allow_pickle: whether it may be a pickle, and is opened then.
+
+    Raises:
+        NameNotFoundError, TransferError: it did not cross.
+    """
+    question = {"name": name, "pickle": allow_pickle}
+    while True:
+        answer = carrier.step("pull", question)
+        sink = ValueSink(answer, into, allow_pickle)
+        carrier.total(sink.size)
+        try:
+            if "inline" in answer:
+                _fill(sink, answer["inline"])
+            else:
+                carrier.receive(sink, transfer=carrier.id)
+        except Forgotten:
+            carrier.note("starting over: the server was started again")
+            continue
+        value = sink.value()
+        return _converted(value, format) if format is not None else value
+
+
+def _fill(sink: ValueSink, data: bytes) -> None:
+    if len(data) != sink.size:
+        raise TransferError("the session sent less or more than it announced", id="corrupt")
+    sink.write(memoryview(data))
+
+
+def _converted(value: Any, format: str) -> Any:
+    from ._frames import convert
+
+    try:
+        return convert(value, format)
+    except ValuesError as error:
+        raise as_error(error) from None
+
+
+# --- to the session --------------------------------------------------------------------------
+
+
+def pack(value: Any) -> Packed:
+    """The value as it crosses to a session: what is not safe the other way may be a pickle this way.
+
+    Raises:
+        TransferError: it cannot cross.
+    """
+    try:
+        try:
+            return _values.pack(value)
+        except ValuesError as error:
+            if error.kind != "unsafe":
+                raise
+        import cloudpickle
+
+        return _values.pack(value, pickle=cloudpickle.dumps)
+    except ValuesError as error:
+        raise as_error(error) from None
+
+
+def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: str) -> Pushed:
+    """Give the session an object.
+
+    Args:
+        carrier: the transfer.
+        name: what it is to be called there.
+        value: the object.
+        overwrite: whether something of that name may be replaced.
+        python: the version of the session's Python.
+
+    Raises:
+        TransferError: it did not cross.
+    """
+    packed = pack(value)
+    if packed.is_pickle:
+        _check_versions(packed, carrier, python)
+    sizes = [view.nbytes for view in packed.buffers]
+    question = {"name": name, "tree": packed.tree, "sizes": sizes, "overwrite": overwrite}
+    carrier.total(sum(sizes))
+    if sum(sizes) <= INLINE:
+        return _pushed(carrier.step("push", {**question, "inline": b"".join(packed.buffers)}), packed)
+    while True:
+        carrier.step("push", question)
+        try:
+            return _pushed(carrier.send(MemorySource(packed.buffers), transfer=carrier.id), packed)
+        except Forgotten:
+            carrier.note("starting over: the server was started again")
+
+
+def _pushed(answer: dict[str, Any], packed: Packed) -> Pushed:
+    replaced = answer.get("replaced")
+    return Pushed(
+        printable(str(answer["name"])),
+        packed.text,
+        printable(str(replaced)) if replaced is not None else None,
+    )
+
+
+def printable(text: str) -> str:
+    """Text of the session, fit to be printed: control characters are written as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
+
+
+def _check_versions(packed: Packed, carrier: Carrier, python: str) -> None:
+    """Refuse a pickle that could not be opened there. Raises TransferError."""
+    modules = _modules(packed)
+    here = _values.versions()
+    theirs = carrier.step("find", {"name": None}).get("versions") or {}
+    their_python = str(theirs.get("python") or python)
+    if "cloudpickle" in modules and _series(here["python"], 2) != _series(their_python, 2):
+        raise TransferError(
+            f"`{packed.type}` holds code, which only the same version of Python understands",
+            cause=f"here is Python {here['python']}, in the session {their_python}",
+            hints="define it in the session: send its source as text and run that",
+            id="versions",
+        )
+    for module in ("numpy", "pandas"):
+        if module not in modules or module not in here:
+            continue
+        if module not in theirs:
+            raise TransferError(
+                f"`{packed.type}` needs `{module}`, which the session's interpreter has not", id="versions"
+            )
+        if _series(here[module], 1) > _series(theirs[module], 1):
+            raise TransferError(
+                f"`{packed.type}` was pickled with a newer `{module}` than the session can read",
+                cause=f"here is {module} {here[module]}, in the session {theirs[module]}",
+                hints="send its parts: arrays and frames of their own cross between any versions",
+                id="versions",
+            )
+
+
+def _series(version: str, parts: int) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split(".")[:parts]]
+
+
+def _modules(packed: Packed) -> set[str]:
+    """The packages that the pickle imports. Nothing of it is opened."""
+    data = bytes(packed.buffers[0]) if packed.buffers else b""
+    found: set[str] = set()
+    if len(data) > LONGEST_SEARCHED:
+        return found
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if code.name in ("GLOBAL", "SHORT_BINUNICODE", "BINUNICODE") and isinstance(argument, str):
+                found.add(argument.split(" ")[0].split(".")[0])
+    except (ValueError, IndexError):
+        pass
+    return found
+
+
+def check_name(name: str) -> str:
+    """The name as it will be in the session. Raises TransferError."""
+    try:
+        return _values.check_name(name)
+    except ValuesError as error:
+        raise as_error(error) from None

@@ -1,0 +1,1299 @@
+"""Values cross and are the same afterwards; what a peer says is checked before it can do harm."""
+
+import array
+import ast
+import collections
+import contextlib
+import datetime
+import decimal
+import enum
+import fractions
+import importlib.util
+import io
+import json
+import mmap
+import pathlib
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import threading
+import tracemalloc
+import types
+import uuid
+import zoneinfo
+
+import cloudpickle
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as some
+from hypothesis.extra import numpy as some_numpy
+
+from remoter import _values
+from remoter._values import Layout, ValuesError, check_name, describe, pack, versions
+
+MODULE = pathlib.Path(_values.__file__)
+quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def receive(packed, into=None, fill=None):
+    """The layout at the other end, with all bytes in it."""
+    layout = Layout(packed.tree, [len(buffer) for buffer in packed.buffers])
+    for view, buffer in zip(layout.allocate(into), packed.buffers, strict=True):
+        view[:] = buffer if fill is None else fill(buffer)
+    return layout
+
+
+def cross(value, into=None, **options):
+    return receive(pack(value, **options), into).build(allow_pickle=bool(options))
+
+
+def refusal(call, *arguments, expect=ValuesError, **options):
+    """The error of a call that has to fail: one clean line each of message and cause."""
+    with pytest.raises(expect) as caught:
+        call(*arguments, **options)
+    for text in (caught.value.message, caught.value.cause or ""):
+        assert text.isprintable(), text
+    return caught.value
+
+
+def assert_same(one, other):
+    """Equal, of the same type, and to the bit where `==` would not see a difference."""
+    assert type(one) is type(other)
+    if isinstance(one, float):
+        assert struct.pack("<d", one) == struct.pack("<d", other)
+    elif isinstance(one, complex):
+        assert_same([one.real, one.imag], [other.real, other.imag])
+    elif isinstance(one, list | tuple | collections.deque):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    elif isinstance(one, dict):
+        assert_same(list(one), list(other))
+        assert_same(list(one.values()), list(other.values()))
+    elif isinstance(one, np.ndarray):
+        assert_same_array(one, other)
+    elif isinstance(one, decimal.Decimal):
+        assert one.as_tuple() == other.as_tuple()
+    elif isinstance(one, slice):
+        assert_same([one.start, one.stop, one.step], [other.start, other.stop, other.step])
+    elif isinstance(one, set | frozenset):
+        assert one == other
+        assert sorted(type(inner).__name__ for inner in one) == sorted(
+            type(inner).__name__ for inner in other
+        )
+    else:
+        assert one == other
+        if isinstance(one, datetime.datetime | datetime.time):
+            assert (one.fold, repr(one.tzinfo)) == (other.fold, repr(other.tzinfo))
+
+
+def assert_same_array(one, other):
+    assert (type(one), one.dtype, one.shape) == (type(other), other.dtype, other.shape)
+    if one.dtype.kind == "O":
+        assert_same(one.ravel().tolist(), other.ravel().tolist())
+    else:
+        assert one.tobytes() == other.tobytes()
+    if one.flags.forc:
+        assert (one.flags.c_contiguous, one.flags.f_contiguous) == (
+            other.flags.c_contiguous,
+            other.flags.f_contiguous,
+        )
+    assert other.flags.writeable
+
+
+# --- builtins --------------------------------------------------------------------------------
+
+texts = some.text(some.characters(), max_size=20)  # lone surrogates and NUL too
+zones = some.one_of(
+    some.none(),
+    some.just(datetime.UTC),
+    some.builds(datetime.timezone, some.integers(-1439, 1439).map(lambda n: datetime.timedelta(minutes=n))),
+    some.sampled_from(["Europe/Berlin", "America/New_York", "UTC"]).map(zoneinfo.ZoneInfo),
+)
+scalars = some.one_of(
+    some.none(),
+    some.booleans(),
+    some.integers(),
+    some.integers(-(2**2000), 2**2000),
+    some.floats(),
+    some.complex_numbers(),
+    texts,
+    some.binary(max_size=30),
+    some.decimals().filter(lambda number: not number.is_snan()),
+    some.fractions(),
+    some.uuids(),
+    some.dates(),
+    some.times(timezones=zones),
+    some.datetimes(timezones=zones, allow_imaginary=True),
+    some.timedeltas(),
+    some.builds(range, some.integers(), some.integers(), some.integers().filter(bool)),
+    some.just(...),
+    some.builds(pathlib.PurePosixPath, texts),
+    some.builds(pathlib.PureWindowsPath, texts),
+)
+keys = some.recursive(
+    scalars.filter(lambda value: value == value),  # NaN is a key that cannot be found again
+    lambda inner: some.one_of(some.tuples(inner, inner), some.frozensets(inner, max_size=3)),
+    max_leaves=4,
+)
+values = some.recursive(
+    some.one_of(scalars, some.binary().map(bytearray), some.builds(slice, scalars, scalars, scalars)),
+    lambda inner: some.one_of(
+        some.lists(inner, max_size=5),
+        some.lists(inner, max_size=5).map(tuple),
+        some.sets(keys, max_size=3),
+        some.dictionaries(keys, inner, max_size=4),
+        some.dictionaries(keys, inner, max_size=3).map(collections.OrderedDict),
+        some.builds(collections.deque, some.lists(inner, max_size=3), some.none() | some.integers(3, 9)),
+    ),
+    max_leaves=12,
+)
+
+
+@quick
+@given(values)
+@example("\ud83d\ude00")  # two surrogates are not the one character that they would make in JSON
+@example(["\ud83d", "\ude00"] * 100)
+@example(struct.unpack("<d", struct.pack("<Q", 0x7FF8000000000123))[0])
+@example(datetime.timezone(datetime.timedelta(hours=1), "\x1b[1m"))
+def test_builtins_come_back_equal(value):
+    assert_same(value, cross(value))
+
+
+@quick
+@given(some.sampled_from([some.floats(), some.integers(), some.booleans(), texts, some.none()]), some.data())
+def test_lists_of_one_kind_come_back_equal_whatever_their_length(kind, data):
+    some_values = data.draw(some.lists(kind, min_size=1, max_size=8))
+    for value in (some_values, some_values * 40):
+        assert_same(value, cross(value))
+        assert_same(tuple(value), cross(tuple(value)))
+        assert_same(dict(enumerate(value)), cross(dict(enumerate(value))))
+
+
+def test_more_builtins_come_back_equal():
+    for value in [
+        collections.Counter("hello"),
+        collections.defaultdict(list, {"a": [1]}),
+        collections.defaultdict(None, {1: 2}),
+        array.array("i", [1, -2, 3]),
+        array.array("d", range(100_000)),
+        memoryview(b"abc"),
+        memoryview(array.array("d", [1.5, 2.5])),
+        memoryview(bytes(24)).cast("i", (2, 3)),
+        memoryview(b"abcdef")[::2],
+        pathlib.Path("/tmp/x"),
+        "é" * 100_000,
+        "\udc80" * 100_000,
+        "x" * 100_000,
+        10**30_000,  # more digits than `int()` reads
+        {"a": [1, {"b": (2, {3})}]},
+        list(range(-(2**63), 2**63, 2**57)),
+        [2**63, *range(100)],
+    ]:
+        back = cross(value)
+        assert type(back) is type(value)
+        assert back == value
+    assert str(cross(decimal.Decimal("-sNaN123"))) == "-sNaN123"
+
+
+def test_the_order_of_a_dict_and_of_an_ordered_dict_is_kept():
+    ordered = collections.OrderedDict.fromkeys("abc")
+    ordered.move_to_end("a")
+    assert list(cross(ordered)) == ["b", "c", "a"]
+    assert list(cross({"z": 1, "a": 2})) == ["z", "a"]
+
+
+def test_a_shared_object_becomes_two():
+    inner = [1]
+    one, other = cross([inner, inner])
+    one.append(2)
+    assert other == [1]
+
+
+def test_what_was_packed_and_what_was_built_can_grow():
+    value = bytearray(100_000)
+    packed = pack(value)
+    value.append(1)
+    back = receive(packed).build()
+    back.append(1)
+    numbers = array.array("d", bytes(80_000))
+    packed = pack(numbers)
+    numbers.append(1.0)
+    assert len(receive(packed).build()) == 10_000
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda value: [value],
+        lambda value: (value,),
+        lambda value: {"a": value},
+        lambda value: collections.OrderedDict(a=value),
+        lambda value: collections.deque([value]),
+    ],
+    ids=["list", "tuple", "dict", "OrderedDict", "deque"],
+)
+def test_two_hundred_levels_cross_and_one_more_does_not(wrap):
+    value = 1
+    for _ in range(200):
+        value = wrap(value)
+    assert cross(value) == value
+    error = refusal(pack, wrap(value))
+    assert error.kind == "kind"
+    assert "200" in error.message
+
+
+def test_a_cycle_is_refused_and_a_deep_stack_is_no_recursion_error():
+    value = []
+    value.append({"again": (value,)})
+    assert "contains itself" in refusal(pack, value).message
+    nested = 1
+    for _ in range(150):
+        nested = [nested]
+
+    def deeper():
+        try:
+            return deeper()
+        except RecursionError:
+            return refusal(pack, nested)
+
+    assert deeper().kind == "kind"
+
+
+def test_a_cycle_crosses_as_a_pickle_if_that_is_allowed():
+    value = []
+    value.append(value)
+    back = cross(value, pickle=cloudpickle.dumps)
+    assert back[0] is back
+
+
+def test_too_many_objects_are_refused_with_advice(monkeypatch):
+    monkeypatch.setattr(_values, "MOST_NODES", 1000)
+    value = [1, "a"]
+    for _ in range(20):  # a million, of which it holds few
+        value = [value, value]
+    error = refusal(pack, value)
+    assert "1000" in error.message
+    assert "array" in error.hints[0]
+
+
+def test_a_container_that_changes_meanwhile_is_looked_at_again():
+    seen = []
+
+    def take(value):
+        seen.append(value)
+        if len(seen) < 3:
+            raise RuntimeError("dictionary changed size during iteration")
+        return (list(value),)
+
+    parts = _values._Parts(set, take, set, "list")
+    assert parts.encode({1}, _values.Writer()) == {"set": [[1]]}
+    always = _values._Parts(
+        set, lambda value: next(iter([]), None) or _raise(RuntimeError("changed")), set, "list"
+    )
+    error = refusal(always.encode, {1}, _values.Writer())
+    assert error.kind == "changed"
+    assert "RuntimeError: changed" in error.cause
+
+
+def _raise(error):
+    raise error
+
+
+def test_containers_that_other_threads_change_cross_or_are_refused():
+    shared = {
+        "dict": {0: 0},
+        "set": {0},
+        "deque": collections.deque([0]),
+        "ordered": collections.OrderedDict({0: 0}),
+    }
+    stopping = threading.Event()
+
+    def change():
+        number = 0
+        while not stopping.is_set():
+            number += 1
+            for key in ("dict", "ordered"):
+                shared[key][number] = number
+                shared[key].pop(number - 500, None)
+            shared["set"].add(number)
+            shared["set"].discard(number - 500)
+            shared["deque"].append(number)
+            while len(shared["deque"]) > 500:
+                shared["deque"].popleft()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(100):
+            try:
+                back = cross(shared)
+            except ValuesError as error:
+                assert error.kind == "changed"
+            else:
+                assert all(key == value for key, value in back["dict"].items())
+    finally:
+        stopping.set()
+        thread.join()
+
+
+# --- numpy -----------------------------------------------------------------------------------
+
+plain_dtypes = some.one_of(
+    some_numpy.boolean_dtypes(),
+    some_numpy.integer_dtypes(endianness="?"),
+    some_numpy.unsigned_integer_dtypes(endianness="?"),
+    some_numpy.floating_dtypes(endianness="?", sizes=(16, 32, 64, 128)),
+    some_numpy.complex_number_dtypes(endianness="?"),
+    some_numpy.datetime64_dtypes(endianness="?"),
+    some_numpy.timedelta64_dtypes(endianness="?"),
+    some_numpy.byte_string_dtypes(max_len=8),
+    some_numpy.unicode_string_dtypes(endianness="?", max_len=8),
+    some.sampled_from([np.dtype("V5"), np.dtype("M8[25s]"), np.dtype("m8"), np.dtype(np.clongdouble)]),
+)
+dtypes = some.one_of(plain_dtypes, some_numpy.nested_dtypes(plain_dtypes, max_leaves=6))
+
+
+@some.composite
+def arrays(draw):
+    """Arrays of random bytes, in one order or the other, or with gaps."""
+    base = draw(dtypes)
+    base = base.base
+    shape = draw(some_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
+    order = draw(some.sampled_from("CF"))
+    value = np.ndarray(shape, base, order=order)
+    source = random.Random(draw(some.integers(0, 1000)))
+    if value.nbytes and base.kind != "b" and base.names is None:
+        value[...] = np.frombuffer(source.randbytes(value.nbytes), base.newbyteorder("=")).reshape(shape)
+    elif value.nbytes:
+        value[...] = np.zeros((), base)
+    if value.ndim and draw(some.booleans()):
+        value = value[:: draw(some.sampled_from([2, -1]))]
+    return value
+
+
+@settings(quick, max_examples=250)
+@given(arrays())
+def test_arrays_come_back_to_the_bit(value):
+    assert_same(value, cross(value))
+
+
+def test_no_element_of_an_array_is_lost_or_copied_on_its_way_out():
+    for value in [
+        np.arange(100_000.0),
+        np.asfortranarray(np.random.default_rng(1).random((300, 200))),
+        np.zeros(50_000, "M8[ns]"),
+    ]:
+        packed = pack(value)
+        assert len(packed.buffers) == 1
+        assert np.shares_memory(np.asarray(packed.buffers[0]), value)
+        assert_same(value, receive(packed).build())
+    constant = np.frombuffer(bytes(80_000))
+    assert cross(constant).flags.writeable
+
+
+def test_arrays_own_their_memory_and_can_be_resized():
+    back = cross(np.arange(100_000.0))
+    assert back.flags.owndata
+    back.resize(10, refcheck=True)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", [("d", "S3"), ("e", "U2")])]),
+        np.dtype([("a", "i1"), ("b", "f8")], align=True),
+        np.dtype({"names": ["x", "y"], "formats": ["i2", "f4"], "offsets": [6, 0], "itemsize": 32}),
+        np.dtype([(("title", "a"), "i4"), ("b", "f8")]),
+        np.dtype([("größe", "i4"), ("", "f8")]),
+        np.dtype([]),
+    ],
+    ids=str,
+)
+def test_records_keep_names_offsets_titles_and_padding(dtype):
+    value = np.frombuffer(random.Random(1).randbytes(50 * dtype.itemsize), np.uint8).copy()
+    value = np.ndarray((5, 2), dtype, value.tobytes() or None).copy()
+    back = cross(value)
+    assert back.dtype == value.dtype
+    assert back.dtype.fields == value.dtype.fields
+    assert back.dtype.isalignedstruct == value.dtype.isalignedstruct
+    assert str(back.tolist()) == str(value.tolist())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *[
+            np.float64(1.5),
+            np.int8(-3),
+            np.bool_(True),
+            np.float16(0.1),
+            np.longdouble(1) / 3,
+            np.complex64(1j),
+        ],
+        np.datetime64("2020-01-01", "D"),
+        np.timedelta64(5, "25s"),
+        np.str_("a\0"),
+        np.bytes_(b"a\0"),
+        np.void(b"abc"),
+        np.zeros((), [("a", "i4"), ("b", "f8")])[()],
+        np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_scalars_of_numpy_stay_scalars_of_numpy(value):
+    for back in (cross(value), cross([value] * 100)[37]):
+        assert type(back) is type(value)
+        assert back == value
+        assert back.dtype == value.dtype
+
+
+def test_long_lists_of_numpy_scalars_go_as_one_array():
+    packed = pack(list(np.arange(1000.0)))
+    assert len(packed.tree) < 200
+    assert_same(list(np.arange(1000.0)), receive(packed).build())
+
+
+def test_subclasses_that_numpy_itself_has_are_kept(home):
+    matrix = np.arange(4.0).reshape(2, 2).view(np.matrix)
+    assert_same_array(matrix, cross(matrix))
+    records = np.rec.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")])
+    back = cross(records)
+    assert type(back) is np.recarray
+    assert back.b.tolist() == [2.0, 4.0]
+    mapped = np.memmap(home / "mapped", np.float32, "w+", shape=(3, 4))
+    mapped[:] = 7
+    back = cross(mapped)
+    assert type(back) is np.ndarray
+    np.testing.assert_array_equal(back, mapped)
+
+
+def test_masked_arrays_keep_data_mask_and_fill_value():
+    plain = np.ma.MaskedArray([1.0, 2.0, 3.0])
+    masked = np.ma.MaskedArray([[1, 2], [3, 4]], mask=[[0, 1], [1, 0]], fill_value=-9, hard_mask=True)
+    records = np.ma.MaskedArray([(1, 2.0)], mask=[(0, 1)], dtype=[("a", "i4"), ("b", "f8")])
+    for value in (plain, masked, records):
+        back = cross(value)
+        assert type(back) is np.ma.MaskedArray
+        assert back.dtype == value.dtype
+        assert back.data.tobytes() == value.data.tobytes()
+        assert np.array_equal(np.ma.getmaskarray(back), np.ma.getmaskarray(value))
+        assert (back.mask is np.ma.nomask) == (value.mask is np.ma.nomask)
+        assert back.fill_value == value.fill_value
+        assert back.hardmask == value.hardmask
+    assert cross(np.ma.masked) is np.ma.masked
+
+
+def test_object_arrays_cross_if_their_elements_do():
+    value = np.empty((2, 3), object, order="F")
+    value[0] = [1, "a", None]
+    value[1] = [[1, 2], np.arange(3), {"a": (1,)}]
+    back = cross(value)
+    assert back.shape == (2, 3)
+    assert back.flags.f_contiguous
+    assert_same(back[1, 0], [1, 2])
+    assert_same(back[1, 1], np.arange(3))
+    assert_same_array(np.empty((0, 2), object), cross(np.empty((0, 2), object)))
+    assert refusal(pack, np.array([1, object()])).kind == "unsafe"
+
+
+@pytest.mark.parametrize(
+    "missing", [{}, {"na_object": None}, {"na_object": np.nan}, {"na_object": "?"}], ids=str
+)
+def test_arrays_of_variable_strings_cross_with_what_is_missing(missing):
+    dtype = np.dtypes.StringDType(**missing)
+    value = np.array([["a", "bb" * 50], ["ß\0", missing.get("na_object", "")]], dtype)
+    back = cross(value)
+    assert back.dtype == dtype
+    assert str(back.tolist()) == str(value.tolist())
+
+
+def test_dtypes_that_are_not_of_numpy_need_a_pickle():
+    assert "'O'" in refusal(pack, np.zeros(2, [("a", object)])).message
+    with_units = type("Quantity", (np.ndarray,), {})
+    assert refusal(pack, np.zeros(3).view(with_units)).kind == "unsafe"
+
+
+def test_a_broadcast_array_that_would_not_fit_is_refused_before_it_is_copied(monkeypatch):
+    monkeypatch.setattr(_values, "free_memory", lambda: 10**9)
+    error = refusal(pack, np.broadcast_to(np.float64(1), (10**6, 10**6)))
+    assert error.kind == "memory"
+    assert "8.0 TB" in error.message
+    assert "1.0 GB" in error.cause
+
+
+def test_a_longdouble_of_another_machine_is_refused():
+    packed = pack(np.zeros(3, np.longdouble))
+    error = refusal(Layout, packed.tree.replace("/63", "/112"), [48])
+    assert error.kind == "kind"
+    assert "longdouble" in error.message
+
+
+def test_without_numpy_an_array_cannot_be_opened_and_all_else_can(monkeypatch):
+    packed = pack({"x": np.arange(3)})
+    plain = pack({"x": list(range(100))})
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    error = refusal(receive, packed)
+    assert error.kind == "versions"
+    assert "`numpy` is needed here" in error.message
+    assert receive(plain).build() == {"x": list(range(100))}
+
+
+# --- into ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("orders", ["CC", "FF", "CF", "FC"])
+def test_an_array_can_be_received_into_one_that_is_there(size, orders):
+    value = np.asarray(np.random.default_rng(1).random((size, 3)), order=orders[0])
+    into = np.zeros((size, 3), order=orders[1])
+    assert cross(value, into=into) is into
+    np.testing.assert_array_equal(into, value)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_bytes_can_be_received_into_a_buffer_that_is_there(size):
+    value = random.Random(1).randbytes(size)
+    with mmap.mmap(-1, size) as mapped:
+        assert cross(value, into=mapped) is mapped
+        assert mapped[:] == value
+    into = bytearray(size)
+    assert cross(value, into=into) is into
+    assert into == value
+    into.append(1)
+
+
+def test_memory_that_does_not_fit_is_refused_before_anything_is_received():
+    value = np.zeros((100, 50))
+    for into in [
+        np.zeros((50, 100)),
+        np.zeros((100, 50), np.float32),
+        np.zeros((200, 50))[::2],
+        np.broadcast_to(np.zeros(50), (100, 50)),
+        bytearray(40_000),
+        [1, 2],
+    ]:
+        assert refusal(cross, value, into=into).kind == "kind"
+    for into in (bytearray(9), bytes(10), memoryview(bytearray(20))[::2], np.zeros(10, np.uint8), "text"):
+        assert refusal(cross, bytes(10), into=into).kind == "kind"
+    assert "list" in refusal(cross, [1], into=np.zeros(1)).message
+    assert refusal(cross, "text", into=bytearray(4)).kind == "kind"
+
+
+def test_bytes_and_arrays_are_received_into_their_last_place():
+    size = 20_000_000
+    for value in (bytes(size), np.zeros(size // 8)):
+        packed = pack(value)
+        tracemalloc.start()
+        try:
+            layout = receive(packed)
+            back = layout.build()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 1.1 * size
+        assert len(back) == len(value)
+
+
+# --- scipy, torch, other tensors -------------------------------------------------------------
+
+FORMATS = [
+    form + flavour
+    for form in ("csr", "csc", "coo", "bsr", "dia", "lil", "dok")
+    for flavour in ("_matrix", "_array")
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("dtype", [np.float64, np.int8, np.bool_, np.complex128])
+def test_sparse_matrices_come_back_in_their_format(name, dtype):
+    dense = (np.random.default_rng(1).random((60, 44)) > 0.8).astype(dtype) * 3
+    for content in (dense, dense[:0], dense[:1], np.zeros_like(dense)):
+        value = getattr(scipy.sparse, name)(content.astype(dtype))
+        back = cross(value)
+        assert type(back) is type(value)
+        assert (back.dtype, back.shape, back.nnz) == (value.dtype, value.shape, value.nnz)
+        np.testing.assert_array_equal(back.toarray(), value.toarray())
+        if value.nnz:
+            np.testing.assert_array_equal((back @ back.T).toarray(), (value @ value.T).toarray())
+
+
+def test_sparse_matrices_with_blocks_duplicates_and_unsorted_indices_stay_right():
+    blocks = scipy.sparse.bsr_array(np.kron(np.eye(3), np.ones((2, 4))), blocksize=(2, 4))
+    assert cross(blocks).blocksize == (2, 4)
+    twice = scipy.sparse.coo_matrix(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2))
+    assert cross(twice).toarray()[0, 1] == 3
+    assert cross(twice).tocsr().nnz == 1
+    unsorted = scipy.sparse.csr_array(
+        (np.array([1.0, 2.0]), np.array([2, 0]), np.array([0, 2])), shape=(1, 3)
+    )
+    assert not cross(unsorted).has_sorted_indices
+    assert cross(unsorted)[0, 0] == 2
+    one = scipy.sparse.csr_array(np.array([0, 1.0, 2.0]))
+    np.testing.assert_array_equal(cross(one).toarray(), one.toarray())
+    three = scipy.sparse.coo_array(np.arange(8.0).reshape(2, 2, 2))
+    np.testing.assert_array_equal(cross(three).toarray(), three.toarray())
+
+
+@pytest.mark.parametrize(
+    "name", ["csr_array", "csc_matrix", "coo_array", "bsr_matrix", "dia_array", "lil_matrix"]
+)
+@pytest.mark.parametrize("wrong", [-100, 10**6, -(2**31), 2**31 - 1])
+def test_a_wrong_index_in_a_sparse_matrix_is_found_before_it_is_used(name, wrong):
+    dense = np.kron(np.eye(4), np.ones((2, 2)))
+    packed = pack(getattr(scipy.sparse, name)(dense))
+    *_, places = json.loads(packed.tree)["value"]["sparse"]
+    for node in places[1:]:
+        offset, size = node["ndarray"][3]
+        for position in range(offset, offset + size, 4):
+            heap = bytearray(packed.buffers[0])
+            heap[position : position + 4] = struct.pack("<i", wrong)
+            layout = receive(packed._replace(buffers=[memoryview(heap)]))
+            assert refusal(layout.build).kind == "corrupt"
+
+
+class FakeTensor:
+    """What we use of torch.Tensor, over a numpy array."""
+
+    layout, is_quantized, is_nested = "strided", False, False
+
+    def __init__(self, numbers, dtype=None, requires_grad=False, device="cpu"):
+        self.numbers, self.requires_grad = numbers, requires_grad
+        self.dtype = dtype or f"torch.{numbers.dtype}"
+        self.shape, self.device = numbers.shape, types.SimpleNamespace(type=device)
+
+    def detach(self):
+        return FakeTensor(self.numbers, self.dtype)
+
+    resolve_conj = resolve_neg = detach
+
+    def view(self, dtype):
+        return FakeTensor(self.numbers, dtype)
+
+    def numpy(self):
+        if self.dtype == "torch.bfloat16" or self.requires_grad:
+            raise TypeError("numpy has no such numbers")
+        return self.numbers
+
+    def requires_grad_(self):
+        self.requires_grad = True
+        return self
+
+
+FakeTensor.__module__, FakeTensor.__qualname__ = "torch", "Tensor"
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    module = types.ModuleType("torch")
+    module.Tensor, module.strided, module.from_numpy = FakeTensor, "strided", FakeTensor
+    module.nn = types.SimpleNamespace(Parameter=type("Parameter", (FakeTensor,), {}))
+    module.bfloat16, module.int16 = "torch.bfloat16", "torch.int16"
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return module
+
+
+def test_tensors_cross_through_numpy(torch):
+    numbers = np.arange(12, dtype=np.int16).reshape(3, 4)
+    for value in (FakeTensor(numbers), FakeTensor(numbers, "torch.bfloat16", requires_grad=True)):
+        back = cross(value)
+        assert type(back) is FakeTensor
+        assert (back.dtype, back.requires_grad) == (value.dtype, value.requires_grad)
+        assert_same(back.numbers, value.numbers)
+    assert describe(value) == "Tensor (3, 4) bfloat16"
+
+
+def test_a_tensor_is_refused_from_a_gpu_and_where_torch_is_missing(torch, monkeypatch):
+    error = refusal(pack, FakeTensor(np.zeros(3), device="cuda"), pickle=cloudpickle.dumps)
+    assert "`.cpu()`" in error.hints[0]
+    packed = pack(FakeTensor(np.zeros(3)))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    error = refusal(receive, packed)
+    assert error.kind == "versions"
+    assert ".numpy()" in error.hints[0]
+
+
+class SomeTensor:
+    dtype, shape, device = np.dtype("f8"), (3,), 1
+
+    def __dlpack__(self, **options):
+        return np.arange(3.0).__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
+
+
+def test_tensors_of_other_libraries_come_back_as_arrays():
+    assert_same(cross(SomeTensor()), np.arange(3.0))
+    interface = types.new_class("Interface")
+    interface.dtype, interface.shape = np.dtype("f8"), (3,)
+    interface.__array_interface__ = np.arange(3.0).__array_interface__
+    keep = np.arange(3.0)
+    interface.__array_interface__ = keep.__array_interface__
+    assert_same(cross(interface()), keep)
+    on_gpu = SomeTensor()
+    on_gpu.device = 2
+    assert "CPU" in refusal(pack, on_gpu).message
+    broken = type("Broken", (SomeTensor,), {"__dlpack_device__": lambda self: 1 / 0})
+    assert refusal(pack, broken()).kind == "unsafe"
+    labelled = type("Table", (), {"dtype": 1, "shape": 1, "__array__": lambda self: np.zeros(3)})
+    assert refusal(pack, labelled()).kind == "unsafe"
+
+
+# --- what does not cross, and pickles --------------------------------------------------------
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Model:
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
+class OwnInt(int):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Colour.RED,
+        Model(1),
+        Point(1, 2),
+        OwnInt(3),
+        collections.UserDict(),
+        lambda: 1,
+        Model,
+        int,
+        np.random.default_rng(1),
+        collections.defaultdict(lambda: 1),
+        array.array("u", "ab") if sys.version_info < (3, 13) else Model(2),
+        types.SimpleNamespace(a=1),
+        datetime.datetime(2000, 1, 1, tzinfo=type("Zone", (datetime.tzinfo,), {})()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_needs_its_class_crosses_only_as_a_pickle(value):
+    error = refusal(pack, {"a": [value]})
+    assert error.kind == "unsafe"
+    assert error.message.endswith(
+        "crosses only as a pickle, and opening a pickle runs code that the session chose"
+    )
+    packed = pack([value], pickle=cloudpickle.dumps)
+    assert packed.is_pickle
+
+
+def test_the_refusal_names_the_class_and_its_module():
+    assert refusal(pack, Model(1)).message.startswith(f"`Model` ({__name__}) crosses only as a pickle")
+
+
+def test_a_pickle_is_opened_only_when_that_is_allowed():
+    value = {"model": Model(np.arange(100_000.0)), "small": np.arange(3)}
+    packed = pack(value, pickle=cloudpickle.dumps)
+    assert packed.is_pickle
+    assert any(np.shares_memory(np.asarray(buffer), value["model"].numbers) for buffer in packed.buffers)
+    layout = receive(packed)
+    assert (layout.is_pickle, layout.type) == (True, "dict")
+    assert refusal(layout.build).kind == "unsafe"
+    back = receive(packed).build(allow_pickle=True)
+    assert_same(back["model"].numbers, value["model"].numbers)
+    back["model"].numbers[0] = 7
+
+
+def test_a_pickle_hidden_in_a_safe_value_is_not_opened():
+    packed = pack(Model(1), pickle=pickle.dumps)
+    envelope = json.loads(packed.tree)
+    envelope["value"] = {"pickle": envelope.pop("pickle")}
+    error = refusal(Layout, json.dumps(envelope), [len(buffer) for buffer in packed.buffers])
+    assert error.kind == "corrupt"
+
+
+def test_a_pickle_that_cannot_be_made_or_opened_is_explained():
+    class Stubborn:
+        def __reduce_ex__(self, protocol):
+            raise KeyError("no\x1b[31m")
+
+    error = refusal(pack, Stubborn(), pickle=cloudpickle.dumps)
+    assert "Stubborn" in error.message
+    assert "KeyError" in error.cause
+    packed = pack(Model(1), pickle=lambda value, **options: b"cnosuch.module\nname\n.")
+    error = refusal(receive(packed).build, allow_pickle=True)
+    assert error.kind == "versions"
+    assert "nosuch" in error.cause
+
+
+def test_what_lives_in_its_process_never_crosses():
+    with open("/dev/null") as file:  # noqa: SIM117
+        with mmap.mmap(-1, 10) as mapped:
+            for value in [(n for n in []), file, threading.Lock(), threading.Thread(), mapped]:
+                error = refusal(pack, [value], pickle=cloudpickle.dumps)
+                assert "never crosses" in error.message
+
+
+def test_no_code_of_the_user_runs_to_refuse_or_to_describe():
+    class Meta(type):
+        @property
+        def __module__(cls):
+            raise AssertionError("ran")
+
+        @property
+        def __mro__(cls):
+            raise AssertionError("ran")
+
+        def __getattribute__(cls, name):
+            raise AssertionError("ran")
+
+        __name__ = __dict__ = __mro__
+
+        def __instancecheck__(cls, other):
+            raise AssertionError("ran")
+
+        __subclasscheck__ = __instancecheck__
+
+    def fail(*arguments):
+        raise AssertionError("ran")
+
+    methods = (
+        "__getattribute__",
+        "__repr__",
+        "__str__",
+        "__len__",
+        "__iter__",
+        "__eq__",
+        "__hash__",
+        "__bool__",
+    )
+    for module in ("user", "numpy", "scipy.sparse", "torch", "pandas", "polars", "pyarrow"):
+        for bases in ((), (list,), (dict,), (str,)):
+            body = dict.fromkeys(methods, fail)
+            odd = Meta("Odd\x1b[2J", bases, {**body, "__class__": property(fail), "__module__": module})
+            value = object.__new__(odd) if not bases else bases[0].__new__(odd)
+            error = refusal(pack, value)
+            assert error.kind == "unsafe", (module, bases, error.cause)
+            text = describe(value)
+            assert text == "Odd\\x1b[2J", (module, bases)
+
+
+def test_an_error_whose_text_cannot_be_had_is_named_all_the_same():
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    def dumps(value, **options):
+        raise Mute
+
+    assert refusal(pack, Model(1), pickle=dumps).cause == "Mute"
+
+
+# --- what a peer may say ---------------------------------------------------------------------
+
+
+def examples():
+    """A value of each tag, with what lies beside it."""
+    sparse = scipy.sparse.random(8, 8, 0.5, random_state=1)
+    return [
+        pack(value)
+        for value in [
+            {"a": [1, 2.5, None, True, "x", float("nan"), 2**80, b"abc", bytearray(b"d"), "\udc80"]},
+            [1.5] * 100 + [2.5],
+            list(range(100)),
+            [True] * 100,
+            ["a", "b\0"] * 50,
+            ["a"] * 100,
+            (1, {2}, frozenset([3]), range(4), slice(5), ..., 1j),
+            (datetime.datetime.now(zoneinfo.ZoneInfo("UTC")), datetime.timedelta(1), decimal.Decimal(1)),
+            (
+                fractions.Fraction(1, 2),
+                uuid.UUID(int=1),
+                pathlib.PurePosixPath("a"),
+                pathlib.PureWindowsPath("b"),
+            ),
+            (collections.Counter("ab"), collections.defaultdict(list), collections.deque([1], 2)),
+            (array.array("i", [1]), memoryview(bytes(8)).cast("i", (1, 2))),
+            np.arange(6.0).reshape(2, 3),
+            np.zeros(2, [("a", "i4"), ("b", "f8", (2,))]),
+            [np.float64(1), np.str_("a"), np.longdouble(1), np.ma.masked],
+            list(np.arange(100.0)),
+            np.array([1, "a"], object),
+            np.array(["a", "b"], np.dtypes.StringDType(na_object=None)),
+            np.ma.MaskedArray([1, 2], [0, 1], fill_value=3),
+            *[sparse.asformat(form) for form in ("csr", "csc", "coo", "bsr", "dia", "lil", "dok")],
+            np.zeros(10_000),
+            bytes(50_000),
+        ]
+    ]
+
+
+EXAMPLES = examples()
+odd_numbers = some.sampled_from([-1, 0, 1, 2, 3, 7, 8, 64, 2**31, 2**53, 2**62, 2**63, 2**64, 1.5, True])
+odd_nodes = some.one_of(
+    odd_numbers,
+    some.sampled_from(
+        [None, "", "C", "F", "<f8", "|O", "O", "<f16/63", "V9999999999", "<U999999999", "d", "csr_array"]
+    ),
+    some.sampled_from(
+        [[], {}, [0, 0], [0, 2**62], [[]], {"list": []}, {"ndarray": []}, {"range": [0, 10**12, 1]}]
+    ),
+    some.sampled_from(
+        [
+            {"pickle": [[0, 1], []]},
+            {"pandas.nosuch": []},
+            {"__class__": 1},
+            {"ndarray": ["O", [1], "C", 0, "ndarray"]},
+        ]
+    ),
+)
+
+
+def places_in(node, path=()):
+    """All places in a tree of JSON."""
+    yield path
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        yield from places_in(value, (*path, key))
+
+
+def put(node, path, value):
+    if not path:
+        return value
+    node = dict(node) if isinstance(node, dict) else list(node)
+    node[path[0]] = put(node[path[0]], path[1:], value)
+    return node
+
+
+def open_hostile(tree, sizes, contents=None):
+    """Go as far as it goes; all that may come out is a value or a ValuesError."""
+    with contextlib.suppress(ValuesError):
+        layout = Layout(tree, sizes)
+        for view in layout.allocate():
+            if contents is not None:
+                view[:] = (contents * (len(view) // len(contents) + 1))[: len(view)]
+        value = layout.build()
+        if scipy.sparse.issparse(value) and 0 < value.shape[0] < 1000 and len(value.shape) == 2:
+            value @ np.ones(value.shape[1])
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(_values, "free_memory", lambda: 50_000_000)
+
+
+@settings(quick, max_examples=600)
+@given(some.sampled_from(EXAMPLES), some.data())
+def test_a_tree_that_was_tampered_with_is_refused_and_nothing_else(little_memory, packed, data):
+    tree = json.loads(packed.tree)
+    sizes = [len(buffer) for buffer in packed.buffers]
+    for _ in range(data.draw(some.integers(1, 2))):
+        path = data.draw(some.sampled_from(list(places_in(tree))))
+        tree = put(tree, path, data.draw(odd_nodes))
+    if data.draw(some.booleans()):
+        sizes = data.draw(
+            some.lists(some.sampled_from([*sizes, 0, 1, 8, 2**62, -1, 2**40, True]), max_size=3)
+        )
+    open_hostile(json.dumps(tree), sizes, data.draw(some.sampled_from([None, b"\0", b"\xff", b"\x07\0\0\0"])))
+
+
+@settings(quick, max_examples=250)
+@given(some.sampled_from(EXAMPLES), some.data())
+def test_text_that_was_tampered_with_is_refused_and_nothing_else(little_memory, packed, data):
+    position = data.draw(some.integers(0, len(packed.tree)))
+    length = data.draw(some.integers(0, 3))
+    tree = packed.tree[:position] + data.draw(some.text(max_size=4)) + packed.tree[position + length :]
+    open_hostile(tree, [len(buffer) for buffer in packed.buffers])
+
+
+@settings(quick, max_examples=300)
+@given(some.sampled_from(EXAMPLES), some.binary(min_size=1, max_size=64))
+def test_any_bytes_in_the_buffers_make_a_value_or_an_error(packed, contents):
+    open_hostile(packed.tree, [len(buffer) for buffer in packed.buffers], contents)
+
+
+@quick
+@given(
+    some.recursive(
+        odd_nodes | some.text(max_size=4),
+        lambda inner: (
+            some.lists(inner, max_size=4)
+            | some.dictionaries(
+                some.sampled_from([*_values._CODECS, "value", "heap", "tree", "type", "pickle"]),
+                inner,
+                max_size=3,
+            )
+        ),
+    )
+)
+def test_made_up_trees_are_refused_and_nothing_else(little_memory, tree):
+    for envelope in (tree, {"value": tree}, {"value": tree, "heap": 0}):
+        open_hostile(json.dumps(envelope), [8])
+
+
+@pytest.mark.parametrize(
+    ("tree", "sizes"),
+    [
+        ("", []),
+        ("[" * 100_000, []),
+        ('{"value":' + "[" * 1000 + "]" * 1000 + "}", []),
+        ('{"value":' + "9" * 5000 + "}", []),
+        ('{"value":NaN}', []),
+        ('{"value":"' + '\\"' * 400_000, []),
+        ("x" * (_values.LONGEST_TREE + 1), []),
+        ('{"value":1}', [8]),
+        ('{"value":{"bytes":0}}', []),
+        ('{"value":[{"bytes":0},{"bytes":0}]}', [8]),
+        ('{"value":{"bytes":true}}', [8, 8]),
+        ('{"value":{"bytes":-1}}', [8]),
+        ('{"value":[{"bytes":[0,5]},{"bytes":[4,4]}],"heap":0}', [8]),
+        ('{"value":[{"bytes":[0,4]}],"heap":0}', [8]),
+        ('{"value":{"ndarray":["<f8",[3],"C",0,"ndarray"]}}', [25]),
+        ('{"value":{"ndarray":["<f8",[4611686018427387904,4],"C",0,"ndarray"]}}', [0]),
+        ('{"value":{"ndarray":["|O",[1],"C",0,"ndarray"]}}', [8]),
+        ('{"value":{"ndarray":["<f8",[-1,-1],"C",0,"ndarray"]}}', [8]),
+        (
+            '{"value":{"ndarray":[{"size":8,"aligned":false,"fields":[["a",null,4,"<f8",[]]]},[1],"C",0,"ndarray"]}}',
+            [8],
+        ),
+        (
+            '{"value":{"ndarray":[{"size":8,"aligned":false,"fields":[["a",null,0,"<i4",[]],["a",null,4,"<i4",[]]]},[1],"C",0,"ndarray"]}}',
+            [8],
+        ),
+        ('{"value":{"set":[{"range":[0,1000000000000,1]}]}}', []),
+        ('{"value":{"Fraction":["1e1000000000",1]}}', []),
+        ('{"value":{"nosuch":1}}', []),
+        ('{"value":{"a":1,"b":2}}', []),
+        ('{"tree":0,"pickle":false,"type":"list"}', [8, 8]),
+    ],
+    ids=range(25),
+)
+def test_a_tree_that_makes_no_sense_is_refused_at_once(tree, sizes):
+    def open_it():
+        layout = Layout(tree, sizes)
+        layout.allocate()
+        layout.build()
+
+    assert refusal(open_it).kind == "corrupt"
+
+
+def test_more_than_there_is_memory_for_is_refused_before_it_is_taken(monkeypatch):
+    monkeypatch.setattr(_values, "free_memory", lambda: 10**9)
+    layout = Layout('{"value":{"bytes":0}}', [900_000_000])
+    error = refusal(layout.allocate)
+    assert (error.kind, error.message) == ("memory", "what comes needs `900.0 MB` of memory here")
+    assert error.cause == "1.0 GB are free"
+    numbers = Layout('{"value":{"column":["q",50000000,0]}}', [400_000_000])
+    assert refusal(numbers.allocate).kind == "memory"
+
+
+def test_what_building_takes_is_counted_for_a_tree_that_comes_late(monkeypatch):
+    layout = Layout('{"tree":0,"pickle":false,"type":"list"}', [100_000_000])
+    monkeypatch.setattr(_values, "free_memory", lambda: 10**9)
+    assert refusal(layout.allocate).kind == "memory"
+
+
+def test_free_memory_is_known_on_linux():
+    free = _values.free_memory()
+    assert free is None or 0 < free < 1 << 50
+    if sys.platform == "linux":
+        assert free is not None
+
+
+def test_a_long_tree_comes_as_a_buffer_and_all_in_it_is_right():
+    value = {
+        "many": [{str(n): [n, (n,), "é"]} for n in range(25_000)],
+        "array": np.arange(100_000, dtype=np.uint8).reshape(100, 1000),
+        "fortran": np.asfortranarray(np.arange(100_000.0).reshape(100, 1000)),
+        "bytes": bytes(100_000),
+        "bytearray": bytearray(100_000),
+        "text": "x" * 100_000,
+        "numbers": list(range(100_000)),
+    }
+    packed = pack(value)
+    assert len(packed.tree) < 100
+    assert Layout(packed.tree, [len(buffer) for buffer in packed.buffers]).type == "dict"
+    back = receive(packed).build()
+    assert_same(value, back)
+    back["bytearray"].append(1)
+    assert "dict" in refusal(receive, packed, into=bytearray(3)).message
+
+
+def test_a_long_tree_of_a_pickle_is_no_way_around_trust():
+    packed = pack([Model(np.zeros(5000)) for _ in range(100)], pickle=cloudpickle.dumps)
+    inner = packed.tree.encode()
+    tree = json.dumps({"tree": len(packed.buffers), "pickle": False, "type": "list"})
+    layout = receive(packed._replace(tree=tree, buffers=[*packed.buffers, memoryview(inner)]))
+    assert not layout.is_pickle
+    assert refusal(layout.build).kind == "unsafe"
+
+
+def test_texts_of_the_peer_are_shown_without_what_a_terminal_would_obey():
+    tree = json.dumps({"pickle": [[0, 1], []], "heap": 0, "type": "Evil\x1b]0;x\x07\u202e"})
+    layout = Layout(tree, [1])
+    assert layout.type == "Evil\\x1b]0;x\\x07\\u202e"
+    assert "\\x1b" in refusal(Layout, json.dumps({"value": {"\x1b[2J": 1}}), []).cause
+
+
+def test_a_time_zone_is_no_path():
+    tree = '{"value":{"ZoneInfo":["../../../etc/passwd"]}}'
+    layout = Layout(tree, [])
+    layout.allocate()
+    assert refusal(layout.build).kind == "versions"
+
+
+# --- words -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1, "int"),
+        (None, "NoneType"),
+        (np.zeros((3, 2)), "ndarray (3, 2) float64, 48 bytes"),
+        (np.zeros((1000, 1000)), "ndarray (1000, 1000) float64, 8.0 MB"),
+        (np.zeros(2, [("a", "i4"), ("b", "i4")]), "ndarray (2,) of 2 fields, 16 bytes"),
+        (scipy.sparse.eye_array(3).tocsr(), "csr_array 3x3 float64, 52 bytes"),
+        ([1.0] * 1000, "list of 1000, 8.0 kB"),
+        (b"abc", "bytes, 3 bytes"),
+        (b"a", "bytes, 1 byte"),
+    ],
+    ids=str,
+)
+def test_a_value_is_described_in_a_few_words(value, text):
+    packed = pack(value)
+    assert packed.text == text
+    assert packed.text.startswith(describe(value))
+    assert packed.type == text.partition(" ")[0].rstrip(",")
+    assert Layout(packed.tree, [len(buffer) for buffer in packed.buffers]).type == packed.type
+
+
+def test_names_are_read_as_python_reads_them():
+    assert check_name("größe") == "größe"
+    assert check_name("ﬁ") == "fi"
+    for name in [
+        "",
+        "a b",
+        "1a",
+        "my.df",
+        "for",
+        "__class__",
+        "a\0",
+        None,
+        3,
+        "x" * 300 + "!",
+        "\x1b[2J",
+        "\ud800",
+    ]:
+        assert refusal(check_name, name).kind == "name"
+
+
+def test_versions_are_those_of_what_is_installed():
+    found = versions()
+    assert found["python"] == "{}.{}.{}".format(*sys.version_info)
+    assert found["numpy"] == np.__version__
+    assert "torch" not in found or found["torch"]
+
+
+def test_versions_and_builtins_import_no_library():
+    code = "from remoter import _values as v; v.versions(); v.pack({'a': [1, 2.5, b'x']}); import sys; print(sorted({'numpy', 'pandas', 'torch', 'pickle'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+# --- a file that travels ---------------------------------------------------------------------
+
+
+def test_the_file_is_python_3_8_and_needs_nothing_but_the_standard_library():
+    tree = ast.parse(MODULE.read_text(encoding="utf-8"), feature_version=(3, 8))
+    imported = {
+        name.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    imported |= {node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= sys.stdlib_module_names
+
+
+def load(path, name="values_by_path"):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FRAMES = '''
+"""Stands for `_frames.py`: what it is given, and how it is found."""
+
+def encode(value, writer):
+    return {"pandas.box": [writer.data(value.content), writer.node(value.more)]}
+
+def describe(value):
+    return f"Box of {len(value.content)}"
+
+def check(content, reader):
+    data, node = content
+    size = reader.check_data(data)
+    facts = reader.check(node)
+    reader.charge(1)
+    if facts.type != "list":
+        reader.refuse("no list", facts.type)
+    return facts._replace(type="Box", length=size)
+
+def build(content, reader):
+    return "box", reader.data(content[0]), reader.build(content[1])
+
+decoders = {"pandas.box": (check, build)}
+'''
+
+
+def test_frames_plug_in_from_beside_when_we_are_loaded_by_path(tmp_path, monkeypatch):
+    for name, text in [("_values.py", MODULE.read_text(encoding="utf-8")), ("_frames.py", FRAMES)]:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    ours = load(tmp_path / "_values.py")
+    monkeypatch.setitem(sys.modules, "pandas.boxes", types.ModuleType("pandas.boxes"))
+    kind = type("Box", (), {"__module__": "pandas.boxes", "content": bytes(100_000), "more": [1, (2,)]})
+    assert (
+        refusal(ours.pack, kind(), expect=ours.ValuesError).kind == "unsafe"
+    )  # it only says that it is theirs
+    sys.modules["pandas.boxes"].Box = kind
+    box = kind()
+    packed = ours.pack(box)
+    assert packed.text == "Box of 100000, 100.0 kB"
+    layout = ours.Layout(packed.tree, [len(buffer) for buffer in packed.buffers])
+    assert layout.type == "Box"
+    for view, buffer in zip(layout.allocate(), packed.buffers, strict=True):
+        view[:] = buffer
+    name, content, more = layout.build()
+    assert (name, bytes(content), more) == ("box", bytes(100_000), [1, (2,)])
+    content[0] = 1
+    box.more = 3
+    packed = ours.pack(box)
+    error = refusal(ours.Layout, packed.tree, [len(packed.buffers[0])], expect=ours.ValuesError)
+    assert error.cause == "no list: int"
+
+
+def test_two_interpreters_understand_one_another():
+    """What a process packs that has loaded the file by its path, another opens that has remoter."""
+    code = (
+        "import importlib.util, sys, struct\n"
+        f"spec = importlib.util.spec_from_file_location('v', {str(MODULE)!r})\n"
+        "v = importlib.util.module_from_spec(spec); spec.loader.exec_module(v)\n"
+        "packed = v.pack({'a': [1.5] * 10_000, 'b': ('x', b'y' * 100_000)})\n"
+        "sys.stdout.write(packed.tree + '\\n'); sys.stdout.flush()\n"
+        "for buffer in packed.buffers: sys.stdout.buffer.write(struct.pack('<Q', len(buffer)) + bytes(buffer))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True)
+    assert done.stderr == b""
+    stream = io.BytesIO(done.stdout)
+    tree, buffers = stream.readline().decode().strip(), []
+    while head := stream.read(8):
+        buffers.append(memoryview(stream.read(*struct.unpack("<Q", head))))
+    back = receive(_values.Packed(tree, buffers, "", "", False)).build()
+    assert back == {"a": [1.5] * 10_000, "b": ("x", b"y" * 100_000)}
