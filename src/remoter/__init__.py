@@ -103,3 +103,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext remoter`."""
+    import_module("._magics", __name__).load_ipython_extension(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext remoter`."""
+    import_module("._magics", __name__).unload_ipython_extension(ipython)
