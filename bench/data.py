@@ -230,14 +230,13 @@ def is_copy(one, other):
 def copy(copier, direction, source, target, far):
     """Seconds, and the memory here and there in MB, of one copy; `far` is the process below which programs appear."""
     os.sync()
-    ours = getattr(copier, "processes", {})
-    with memory.Growth({"client": [os.getpid()], **ours}) as growth, memory.Visitors(far) as visitors:
+    processes = {"client": [os.getpid()], **copier.processes}
+    with memory.Growth(processes) as growth, memory.Visitors(far) as visitors:
         began = time.perf_counter()
         getattr(copier, direction)(source, target)
         seconds = time.perf_counter() - began
-    if ours:
-        return seconds, growth.peak["client"], sum(growth.peak.values()) - growth.peak["client"]
-    return seconds, visitors.near, visitors.far
+    here = growth.peak.pop("client")
+    return seconds, here + visitors.near, sum(growth.peak.values()) + visitors.far
 
 
 def copying(what, source, amount, against, root):
@@ -252,7 +251,7 @@ def copying(what, source, amount, against, root):
         copiers = {
             PORT: OursCopying(port, pids_of(port)),
             SSH: OursCopying(there, pids_of(there)),
-            COMMAND: command(machine.address),
+            COMMAND: command(machine.address, pids_of(there)),
             **{name: make(machine) for name, make in against.items()},
         }
         login = timed(lambda: subprocess.run(["ssh", "big", "true"], check=True), 3)

@@ -232,10 +232,10 @@ class OursCopying:
 
 
 class Program:
-    """A program that copies through ssh, with a login each time."""
+    """A program that copies through ssh, with a login each time; `processes` take part beside those that it starts."""
 
-    def __init__(self, arguments):
-        self.arguments = arguments
+    def __init__(self, arguments, processes=None):
+        self.arguments, self.processes = arguments, processes or {}
 
     def send(self, here, there):
         subprocess.run(self.arguments(str(here), str(there), True), check=True, stdin=subprocess.DEVNULL)
@@ -244,7 +244,7 @@ class Program:
         subprocess.run(self.arguments(str(there), str(here), False), check=True, stdin=subprocess.DEVNULL)
 
 
-def command(address):
+def command(address, processes):
     """Ours from the shell: it starts, logs in and ends, as the others do. The session runs."""
     program = str(Path(sys.executable).with_name("remoter"))
 
@@ -252,7 +252,7 @@ def command(address):
         words = [source, f"{address}:{target}"] if outward else [f"{address}:{source}", target]
         return [program, "cp", "--quiet", *words]
 
-    return Program(arguments)
+    return Program(arguments, processes)
 
 
 def scp(configuration):

@@ -18,9 +18,10 @@ import zmq
 
 import remoter
 from remoter import AddressError, AuthError, ConnectError, KeyChangedError, RemoterError, VersionError
-from remoter._door import Door, Limits, kind_of
+from remoter._door import Door, Limits, carries_data, kind_of
 from remoter._hello import Hello, Refused, encode_frame
 from remoter._login import ask_server, login
+from remoter._messages import DATA_ROUTING_ID
 from remoter._security import (
     INSECURE_KEYS,
     ZAP_ADDRESS,
@@ -66,7 +67,7 @@ class House:
         listener = socket.create_server((host, 0), family=family, backlog=512)
         self.port = listener.getsockname()[1]
         self.hello = Hello(self.keys.public, self.keyring, password, secure=secure, maxretry=maxretry)
-        self.door = Door([listener], self.path, self.hello, limits=limits)
+        self.door = Door([listener], self.path, self.hello, limits=limits, data=directory / "data.sock")
         self.door.start()
 
     def _echo(self):
@@ -745,6 +746,143 @@ def test_without_descriptors_it_does_not_spin_and_comes_back():
             assert float(process.stdout.readline()) - before < 0.5
         process.stdin.close()
         assert process.wait(10) == 0
+
+
+# --- connections for data --------------------------------------------------------------------
+
+
+def signature(length):
+    """How a ZeroMQ connection begins whose routing id has that many bytes."""
+    return b"\xff" + (length + 1).to_bytes(8, "big") + b"\x7f"
+
+
+class Inner:
+    """The two sockets of a server, as far as the door sees them, and the door; over TCP and over a unix socket."""
+
+    def __init__(self, home):
+        self.stack = contextlib.ExitStack()
+        self.listeners = {}
+        for name in ("zmq", "data"):
+            listener = self.stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(home / f"{name}.sock"))
+            listener.listen()
+            listener.settimeout(5)
+            self.listeners[name] = listener
+        outer = socket.create_server((LOOPBACK, 0))
+        tunnel = socket.socket(socket.AF_UNIX)
+        tunnel.bind(str(home / "door.sock"))
+        tunnel.listen()
+        self.addresses = [outer.getsockname(), tunnel.getsockname()]
+        self.door = Door([outer, tunnel], home / "zmq.sock", None, data=home / "data.sock")
+        self.door.start()
+
+    def knock(self, said, address=None):
+        address = address or self.addresses[0]
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        connection = self.stack.enter_context(socket.socket(family))
+        connection.settimeout(5)
+        connection.connect(address)
+        connection.sendall(said)
+        return connection
+
+    def arrives_at(self, name, said):
+        """Whether just these bytes come to that socket."""
+        connection, _ = self.listeners[name].accept()
+        with connection:
+            connection.settimeout(5)
+            heard = b""
+            while len(heard) < len(said):
+                heard += connection.recv(len(said) - len(heard))
+            return heard == said
+
+    def close(self):
+        self.door.stop()
+        self.stack.close()
+
+
+@pytest.fixture
+def inner(home):
+    inner = Inner(home)
+    yield inner
+    inner.close()
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=["port", "tunnel"])
+@pytest.mark.parametrize(
+    ("length", "target"),
+    [
+        (0, "zmq"),
+        (5, "zmq"),
+        (46, "zmq"),
+        (DATA_ROUTING_ID, "data"),
+        (48, "zmq"),
+        (255, "zmq"),
+        ((47 << 8) - 1, "zmq"),
+    ],
+)
+def test_a_connection_for_data_is_led_to_its_own_socket_and_no_other(inner, way, length, target):
+    said = signature(length) + bytes(54)
+    inner.knock(said, inner.addresses[way])
+    assert inner.arrives_at(target, said)
+
+
+def test_a_greeting_in_single_bytes_is_led_to_the_right_socket(inner):
+    said = signature(DATA_ROUTING_ID)
+    connection = inner.knock(b"")
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in said:
+        connection.sendall(bytes([byte]))
+    assert inner.arrives_at("data", said)
+
+
+def test_half_a_greeting_is_a_stranger_who_is_closed_in_time(inner, monkeypatch):
+    monkeypatch.setattr("remoter._door.SILENCE", 0.3)
+    for said in (b"\xff", signature(DATA_ROUTING_ID)[:-1]):
+        connection = inner.knock(said)
+        wait_for(lambda: inner.door.counts == (1, 1), what="the stranger to be counted")
+        assert all_of(connection) == b""
+    wait_for(lambda: inner.door.counts == (0, 0), what="all to be closed")
+
+
+def test_what_libzmq_says_of_the_length_of_a_routing_id_is_what_the_door_reads():
+    with socket.create_server((LOOPBACK, 0)) as listener, zmq.Context() as context:
+        listener.settimeout(5)
+        for routing_id in (b"d" * DATA_ROUTING_ID, b"d" * 46, None):
+            with context.socket(zmq.DEALER) as dealer:
+                dealer.linger = 0
+                if routing_id:
+                    dealer.setsockopt(zmq.ROUTING_ID, routing_id)
+                dealer.connect(f"tcp://{LOOPBACK}:{listener.getsockname()[1]}")
+                connection, _ = listener.accept()
+                with connection:
+                    said = connection.recv(10, socket.MSG_WAITALL)
+            assert said[:1] + said[9:] == b"\xff\x7f"
+            assert carries_data(said) == (routing_id is not None and len(routing_id) == DATA_ROUTING_ID)
+
+
+def test_a_login_works_through_the_unix_socket_too(home):
+    keys = server_keys()
+    keyring = Keyring()
+    path = home / "door.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    door = Door([listener], home / "zmq.sock", Hello(keys.public, keyring, PASSWORD), data=home / "data.sock")
+    door.start()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        connection.sendall(b"REMOTER/1\n")
+        assert connection.recv(100).startswith(b"REMOTER/1\n")
+    door.stop()
+
+
+def test_a_relay_passes_connections_for_data_on_as_it_does_all_others(inner, relay):
+    port = relay(LOOPBACK, sendport=inner.addresses[0][1]).port
+    for length, target in ((DATA_ROUTING_ID, "data"), (5, "zmq")):
+        said = signature(length) + bytes(54)
+        inner.knock(said, (LOOPBACK, port))
+        assert inner.arrives_at(target, said)
 
 
 # --- relays ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -308,14 +309,20 @@ def modelled(served):
     return served
 
 
+def refusals(terminal):
+    """How often the answer was taken as no."""
+    return terminal.text().count("crosses only as a pickle")
+
+
 def test_an_object_that_only_a_pickle_can_carry_is_asked_about(prompt, modelled):
     terminal = prompt()
-    for answer in ("no", "", "perhaps", "\x03"):
-        before = terminal.text().count(QUESTION)
+    for answer in ("no", "", "perhaps", "\x03", "\x04"):
+        before = refusals(terminal)
         terminal.type("s2c(model)\r")
         terminal.wait_for(lambda _, n=before: terminal.text().count(QUESTION) > n, 10, "the question")
         terminal.expect("[no/once/always]")
-        terminal.type(answer if answer == "\x03" else answer + "\r")
+        terminal.type(answer if answer in ("\x03", "\x04") else answer + "\r")
+        terminal.wait_for(lambda _, n=before: refusals(terminal) > n, 10, "the refusal")
         terminal.expect_line("remoter>")
     assert said(terminal, "lsc()") == ["no objects here"]
     terminal.type("s2c(model)\r")
@@ -350,7 +357,9 @@ def test_always_is_kept_for_the_servers_key(prompt, modelled, home):
     enter(again, "s2c(model)")
     assert "here| model: Model" in again.screen()
     assert QUESTION not in again.screen()
-    assert modelled.record["server_public"] or (home / "config" / "trusted_pickles").exists()
+    file = home / "config" / "trusted_pickles"
+    assert len(file.read_text().splitlines()) == 1
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_line_that_was_typed_ahead_is_no_answer(prompt, modelled):
@@ -466,7 +475,7 @@ def test_ctrl_c_stops_a_transfer_and_stays_at_the_prompt(prompt):
 class SlowProxy(Proxy):
     """A network on which a megabyte takes a while, until it is told to hurry."""
 
-    pause = 0.005
+    pause = 0.02
 
     def _pass_on(self, end):
         time.sleep(self.pause)

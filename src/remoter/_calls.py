@@ -159,7 +159,7 @@ class Calls:
             try:
                 action(stream)
             except KeyboardInterrupt:
-                if self._prompt.keyboard() is not None:
+                if sys.stdin is not None and sys.stdin.isatty():
                     self._prompt.write("\n")  # after the `^C` that the terminal shows
                 raise TransferError("cancelled", hints=hint or (), id="cancelled") from None
 
@@ -310,7 +310,7 @@ class Pull:
         from ._trust import ask_to_open, trust
 
         session = self._prompt.session
-        value = self._carry(session._trusts_pickles())
+        value = self._carry(session._crossing.trusts_pickles())
         if self._refusal is None:
             return value
         answer = ask_to_open(self._ask, f"`{label(self._source)}`", session._where)
@@ -336,18 +336,18 @@ class Pull:
                 return None
 
         session, shown = self._prompt.session, label(self._source)
-        transfer = session._carry(self._id, shown, work, True, None, None)
+        transfer = session._crossing.carry(self._id, shown, work, True, None, None)
         with chosen(None, shown) as show:
             value = transfer.wait(show=show)
         self._bytes = transfer.progress.total
         return value
 
     def _ask(self, question: str, hidden: bool) -> str | None:
-        """Whoever sits here. To have no answer is to say no."""
+        """Whoever sits here. To have no answer, Ctrl-D and Ctrl-C, is to say no."""
         try:
             with self._prompt.face.keys_aside():  # a line that was typed ahead is no answer
                 return self._prompt.read_answer(question, hidden=hidden)
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return None
 
     def size(self) -> str:

@@ -4,60 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, TypedDict, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from ._address import Address, parse
 from ._connection import LinkState
+from ._crossing import QUERY_TIMEOUT, CopyOptions, Crossing, Format, ShowProgress, Source, outcome
 from ._errors import (
     AuthError,
     LinkLostError,
     RemoterError,
     RunTimeoutError,
-    TransferError,
     VersionError,
     warn,
 )
 from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
-from ._run import AskPerson, Inbox, Result, Run, show_displays
+from ._output import Output, width
+from ._run import AskPerson, Inbox, Result, Run
 from ._ssh import Ssh
 from ._stream import EventStream
 from ._target import Target, Wish, find
-
-if TYPE_CHECKING:  # what moves data is loaded when some is moved
-    from ._copy import Copied
-    from ._objects import Pushed
-    from ._transfer import Carrier, Progress, Transfer
 
 __all__ = ["Event", "Info", "Result", "Run", "Session", "connect"]
 
 AFTER_INTERRUPT = 2.0
 """Seconds that a local Ctrl-C leaves a run to end, before KeyboardInterrupt is raised here."""
-
-_QUERY_TIMEOUT = 30.0
-
-Format = Literal["pandas", "polars", "arrow", "numpy"]
-ShowProgress = Callable[["Progress"], None] | bool | None
-Source = str | os.PathLike[str]
-
-
-class CopyOptions(TypedDict, total=False):
-    """How files are copied; see `Session.upload`."""
-
-    overwrite: bool
-    update: bool
-    resume: bool
-    symlinks: Literal["skip", "keep"]
-    compress: bool | None
-    background: bool
-    progress: ShowProgress
 
 
 class Info(dict[str, Any]):
@@ -208,13 +183,13 @@ class Session:
         self, target: Target, *, ask: AskPerson | None = None, all: bool = False, trust: bool = False
     ) -> None:
         self._target = target
-        self._trust = trust
         self._client = os.urandom(8).hex()
         self._lock = threading.Lock()
         self._n = 0
         self._inbox = Inbox(self._client, ask)
         self._link = target.link(self._inbox, self._client, all=all)
         self._inbox.link = self._link
+        self._crossing = Crossing(target, self._link, self._inbox, trust)
         weakref.finalize(self, self._link.abandon).atexit = False
         if target.ssh is not None:
             weakref.finalize(self, target.ssh.abandon).atexit = False
@@ -255,14 +230,14 @@ class Session:
             RunTimeoutError: `.run` can be waited for again.
             LinkLostError: the session has ended.
         """
-        result, run = self._run(code, quiet=quiet, timeout=timeout, width=_width())
+        result, run = self._run(code, quiet=quiet, timeout=timeout, width=width())
         if check:
             run._raise_if_failed(result)
         return result
 
     def _run(self, code: str, *, quiet: bool, timeout: float | None, **how: Any) -> tuple[Result, Run]:
         run: Run | None = None
-        output = _Output(quiet)
+        output = Output(quiet)
         try:
             run = self._submit(code, **how)
             output.follow(run, timeout)
@@ -280,9 +255,7 @@ class Session:
 
     def interrupt(self) -> bool:
         """Interrupt the current run, whoever started it. Returns whether there was one."""
-        return bool(
-            _outcome(self._link.interrupt(None), _QUERY_TIMEOUT, self._where).get("interrupted", True)
-        )
+        return bool(outcome(self._link.interrupt(None), QUERY_TIMEOUT, self._where).get("interrupted", True))
 
     def restart(self) -> None:
         """Give the session a new interpreter; its variables are gone, what it printed is kept."""
@@ -313,7 +286,7 @@ class Session:
         """
         self._link.check()
         answer = self._link.query("info")
-        deadline = time.monotonic() + _QUERY_TIMEOUT
+        deadline = time.monotonic() + QUERY_TIMEOUT
         while self._link.state.state == "ok" and time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError, LinkLostError):
                 self._inbox.info = answer.result(0.25)  # the link may be found lost meanwhile
@@ -369,25 +342,16 @@ class Session:
             NameNotFoundError: there is no such object. RunError: the expression raised.
             TransferError: it does not cross, and why. LinkLostError: the session has ended.
         """
-        from . import _objects
-        from ._trust import three_ways
-
-        allowed = self._trusts_pickles() if allow_pickle is None else allow_pickle
-        plain = _objects.plain_name(name)
-        id = os.urandom(8).hex()
-        run = None if plain is not None else self._evaluate(name, id, quiet=background)
-
-        def work(carrier: Carrier) -> Any:
-            if run is not None:
-                _objects.await_run(carrier, run)
-            return _objects.pull(carrier, plain, format=format, into=into, allow_pickle=allowed)
-
-        try:
-            return self._carry(id, name, work, background, progress, timeout)
-        except TransferError as error:
-            if error.id == "unsafe" and not allowed:
-                error.hints = three_ways(name, self._where)
-            raise
+        return self._crossing.pull(
+            name,
+            self._evaluate,
+            format=format,
+            into=into,
+            allow_pickle=allow_pickle,
+            timeout=timeout,
+            background=background,
+            progress=progress,
+        )
 
     def push(
         self,
@@ -417,18 +381,10 @@ class Session:
         """
         if bool(objects) is bool(named) or len(named) not in (0, 2) or (objects and background):
             raise TypeError("push() takes a name and a value, or objects by keyword")
+        how: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
         if objects:
-            how: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
             return [self.push(name, value, **how) for name, value in objects.items()]
-        from . import _objects
-
-        name, value = _objects.check_name(named[0]), named[1]
-
-        def work(carrier: Carrier) -> Pushed:
-            python = str(self._inbox.info.get("version") or "")
-            return _objects.push(carrier, name, value, overwrite=overwrite, python=python)
-
-        return self._carry(os.urandom(8).hex(), name, work, background, progress, None)
+        return self._crossing.push(*named, background=background, **how)
 
     def __getitem__(self, name: str) -> Any:
         return self.pull(name)
@@ -437,15 +393,10 @@ class Session:
         self.push(name, value)
 
     def __delitem__(self, name: str) -> None:
-        from . import _objects
-
-        self._step("remove", name=_objects.check_name(name))
+        self._crossing.remove(name)
 
     def __contains__(self, name: object) -> bool:
-        from . import _objects
-
-        plain = _objects.plain_name(name) if isinstance(name, str) else None
-        return plain is not None and bool(self._step("find", name=plain).get("found"))
+        return isinstance(name, str) and self._crossing.has(name)
 
     __iter__ = None  # or `for` would try session[0]
 
@@ -471,18 +422,14 @@ class Session:
         Raises:
             TransferError: it did not cross, and why. LinkLostError: the session has ended.
         """
-        from . import _copy
-
-        return self._copy(_copy.upload, path, to, options)
+        return self._crossing.copy("upload", path, to, options)
 
     def download(self, path: Source, to: str | None = None, **options: Unpack[CopyOptions]) -> Any:
         """Copy a file or a folder from the session's machine to here; as `upload`, the other way.
 
         `path` may be a pattern, as `runs/*.csv` or `**/*.log`.
         """
-        from . import _copy
-
-        return self._copy(_copy.download, path, to, options)
+        return self._crossing.copy("download", path, to, options)
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -502,73 +449,13 @@ class Session:
         self._link.closed.wait(10.0)
         self.close()
 
-    # --- how data crosses --------------------------------------------------------------------
-
     def _evaluate(self, expression: str, transfer: str, *, quiet: bool) -> Run:
         """Have the value of an expression kept for that transfer; unless `quiet`, wait and print as `run` does."""
         if quiet:
             return self._submit(expression, keep=transfer)
-        result, run = self._run(expression, quiet=False, timeout=None, width=_width(), keep=transfer)
+        result, run = self._run(expression, quiet=False, timeout=None, width=width(), keep=transfer)
         run._raise_if_failed(result)
         return run
-
-    def _carry(
-        self,
-        id: str,
-        label: str,
-        work: Callable[[Carrier], Any],
-        background: bool,
-        progress: ShowProgress,
-        timeout: float | None,
-    ) -> Any:
-        """Have a transfer's work done, and wait for it unless it is to go on in the background."""
-        from . import _objects, _progress, _transfer
-
-        self._link.check()
-        if "transfer" not in self._inbox.features:
-            raise VersionError(
-                f"the remoter that serves {self._where} is too old to send and receive data",
-                hints="update it there, and start the session again",
-            )
-        label = _objects.printable(label)
-        transfer = _transfer.Transfer(id, label, work, ask=self._link.step, place=self._target.data_locator())
-        transfer.start()
-        if background:
-            return transfer
-        try:
-            with _progress.chosen(progress, label) as show:
-                return transfer.wait(timeout, show=show)
-        except TimeoutError:
-            transfer.cancel()
-            raise
-
-    def _copy(
-        self, work: Callable[..., Copied], path: Source, to: str | None, options: CopyOptions
-    ) -> Copied | Transfer:
-        from . import _copy
-
-        how: dict[str, Any] = dict(options)
-        background, progress = bool(how.pop("background", False)), how.pop("progress", None)
-        wanted = _copy.Options(**how)
-        label = _copy.label_of(path)
-        copied: Copied | Transfer = self._carry(
-            os.urandom(8).hex(),
-            label,
-            lambda carrier: work(carrier, path, to, wanted),
-            background,
-            progress,
-            None,
-        )
-        return copied
-
-    def _step(self, what: str, **data: Any) -> dict[str, Any]:
-        """One step that needs no transfer."""
-        return _outcome(self._link.step(os.urandom(8).hex(), what, data), _QUERY_TIMEOUT, self._where)
-
-    def _trusts_pickles(self) -> bool:
-        from ._trust import is_trusted
-
-        return self._trust or (self.is_secure and is_trusted(self._target.locate().server_public))
 
     # --- for our own faces -------------------------------------------------------------------
 
@@ -657,66 +544,12 @@ class Session:
         self._inbox.answer(run, ask, text)
 
     def _query(
-        self, what: str, code: str = "", cursor: int = 0, timeout: float = _QUERY_TIMEOUT
+        self, what: str, code: str = "", cursor: int = 0, timeout: float = QUERY_TIMEOUT
     ) -> dict[str, Any]:
-        return _outcome(self._link.query(what, code, cursor), timeout, self._where)
-
-
-# --- printing what comes ---------------------------------------------------------------------
-
-
-class _Output:
-    """Prints what a run puts out, in the thread that waits for it."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.shown = 0
-
-    def follow(self, run: Run, timeout: float | None) -> None:
-        """Print until the run ends; raises what waiting raises."""
-        try:
-            for _ in run._follow(timeout, tell=not self.quiet):
-                self._show_new(run)
-        finally:
-            self._show_new(run)
-
-    def _show_new(self, run: Run) -> None:
-        events = run._events
-        if self.quiet or self.shown >= len(events):
-            return
-        while self.shown < len(events):
-            event = events[self.shown]
-            self.shown += 1
-            if event.kind == "stdout":
-                _write(sys.stdout, event.text or "")
-            elif event.kind == "stderr" or (event.kind == "notice" and event.text):
-                _write(sys.stderr, event.text or "")
-            elif event.kind == "display":
-                show_displays([dict(event.data or {})])
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-
-
-def _write(stream: TextIO | None, text: str) -> None:
-    """Write text of the session, also where our stream's encoding lacks a character of it."""
-    if stream is None:
-        return
-    try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return outcome(self._link.query(what, code, cursor), timeout, self._where)
 
 
 # --- small things ----------------------------------------------------------------------------
-
-
-def _width() -> int:
-    try:
-        return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    except (AttributeError, ValueError):
-        return 0
 
 
 def _check_code(code: str) -> None:
@@ -739,11 +572,3 @@ def _encoded(code: str) -> bytes:
             cause="a lone surrogate is no text in any encoding",
             id="code",
         ) from None
-
-
-def _outcome(future: Future[dict[str, Any]], timeout: float, where: str) -> dict[str, Any]:
-    try:
-        return future.result(timeout)
-    except TimeoutError:
-        future.cancel()  # or it would be asked again over the next connection
-        raise LinkLostError(f"{where} did not answer within {timeout:g} s", id="timeout") from None

@@ -271,19 +271,20 @@ def _carry(session: Session, source: Place, order: Order, options: Options, bar:
     to = order.to.path
     if len(order.sources) > 1 and to and not to.endswith("/"):
         to += "/"  # a folder, or several would be put in one place
-    output = StandardOutput()
+    output: StandardOutput | None = None
     if source.is_stream:
         work = partial(upload_stream, file=standard_input(), to=to, options=options)
     elif order.to.is_stream:
+        output = StandardOutput()
         work = partial(download_stream, path=source.path, file=output, options=options)
     elif order.to.is_there:
         work = partial(upload, path=source.path, to=to or None, options=options)
     else:
         work = partial(download, path=source.path, to=to, options=options)
     try:
-        copied: Copied = session._carry(os.urandom(8).hex(), _label(source), work, False, bar, None)
+        copied: Copied = session._crossing.carry(os.urandom(8).hex(), _label(source), work, False, bar, None)
     except TransferError:
-        if output.is_unread:
+        if output is not None and output.is_unread:
             raise BrokenPipeError from None  # `| head` has what it wants
         raise
     return copied

@@ -427,11 +427,14 @@ class FileSink:
         """Find out at once whether there is room for all of it."""
         if self._is_sparse:
             return  # how much it will need is not known
+        missing = self.size - self.position
+        check_room(
+            self._folder, self._name, missing
+        )  # first: or the disk would be full for everyone, for a moment
         try:
-            if not reserve(self._check(), self.position, self.size):
-                check_room(self._folder, self._name, self.size - self.position)
+            reserve(self._check(), self.position, self.size)
         except OSError:
-            raise no_room(self._folder, self._name, self.size - self.position) from None
+            raise no_room(self._folder, self._name, missing) from None
 
     def _write_note(self) -> None:
         note = self._part + ".json"

@@ -18,7 +18,7 @@ import sys
 
 from ._config import WINDOWS
 from ._errors import TransferError
-from ._paths import DEEPEST, amount, is_below, shown
+from ._paths import DEEPEST, amount, shown
 
 PERMISSIONS = 0o777
 """What crosses of a mode: never setuid, setgid or the sticky bit."""
@@ -66,16 +66,16 @@ class Folder:
     def open(cls, path: str, root: str | None = None) -> Folder:
         """The folder at a resolved path; below `root` no link is followed on the way. Raises OSError."""
         start = path if root is None else root
-        if not is_below(path, start):
+        names = [] if path == start else os.path.relpath(path, start).split(os.sep)
+        if ".." in names:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         descriptor = None if WINDOWS else os.open(start, _PASS & ~getattr(os, "O_NOFOLLOW", 0))
         folder = cls(start, descriptor)
         if WINDOWS and not stat.S_ISDIR(os.stat(start).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), start)
-        if path != start:
-            for name in os.path.relpath(path, start).split(os.sep):
-                with folder:
-                    folder = folder.enter(name)
+        for name in names:
+            with folder:
+                folder = folder.enter(name)
         return folder
 
     def at(self, name: str | bytes) -> str | bytes:
@@ -256,8 +256,8 @@ def is_same_time(there: int, wanted: int) -> bool:
 # --- room on the disk ------------------------------------------------------------------------
 
 
-def reserve(descriptor: int, position: int, size: int) -> bool:
-    """Take the disk's room for a file without changing its length; False where the file system cannot tell.
+def reserve(descriptor: int, position: int, size: int) -> None:
+    """Take the disk's room for a file without changing its length, where the file system can do that.
 
     `posix_fallocate` would set the length, which tells us how much has arrived; and where the file system
     has no such call it writes to every block instead, over the network if need be. Hence the system call itself.
@@ -265,10 +265,8 @@ def reserve(descriptor: int, position: int, size: int) -> bool:
     Raises:
         OSError: there is no room.
     """
-    if size <= position:
-        return True
-    if not sys.platform.startswith("linux"):
-        return False
+    if size <= position or not sys.platform.startswith("linux"):
+        return
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
@@ -280,17 +278,16 @@ def reserve(descriptor: int, position: int, size: int) -> bool:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(number, os.strerror(number))
         if number != errno.EINTR:
-            return False
-    return True
+            return
 
 
 def check_room(folder: Folder, name: str | bytes, needed: int) -> None:
     """Raises TransferError: the disk has less room than that."""
     try:
-        free = shutil.disk_usage(folder.path).free
+        total, _, free = shutil.disk_usage(folder.path)
     except OSError:
         return  # then writing will tell
-    if needed > free:
+    if needed > free and total:  # some file systems of storage elsewhere say nothing but zeros
         raise no_room(folder, name, needed)
 
 

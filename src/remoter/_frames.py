@@ -658,6 +658,8 @@ def _check_plain_index(content: Any, reader: Reader) -> Any:
         reader.refuse("an index has one dimension")
     if frequency is not None:
         _check_frequency(frequency, reader)
+        if facts.dtype[1:2] not in ("m", "M"):
+            reader.refuse("only moments have a frequency")
     reader.check(name)
     return facts._replace(type="Index")
 

@@ -167,7 +167,7 @@ class Magics:
         else:
             is_news = not is_cell
         self._current = name
-        session._trust = session._trust or wanted.trust
+        session._crossing.trust |= wanted.trust
         if is_news:
             _say(_greeting(session))
             if not session.is_secure:
@@ -255,9 +255,9 @@ def _pull(session: Session, source: str) -> Any:
         def work(carrier: Carrier) -> Any:
             return _objects.pull(carrier, name, format=None, into=None, allow_pickle=is_allowed)
 
-        return session._carry(id, source, work, False, None, None)
+        return session._crossing.carry(id, source, work, False, None, None)
 
-    is_allowed = session._trusts_pickles()
+    is_allowed = session._crossing.trusts_pickles()
     try:
         return carry(is_allowed)
     except TransferError as error:

@@ -1,0 +1,185 @@
+"""What crosses between a `Session` and its session: which transfer a call makes, and who waits; in the client's process.
+
+What moves data is loaded when some is moved: a client that only runs code starts faster without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+from ._errors import LinkLostError, TransferError, VersionError
+from ._link import Link
+from ._run import Inbox, Run
+from ._target import Target
+
+if TYPE_CHECKING:
+    from ._transfer import Carrier, Progress
+
+QUERY_TIMEOUT = 30.0
+"""Seconds for an answer of the server."""
+
+Format = Literal["pandas", "polars", "arrow", "numpy"]
+ShowProgress = Callable[["Progress"], None] | bool | None
+Source = str | os.PathLike[str]
+
+
+class CopyOptions(TypedDict, total=False):
+    """How files are copied; see `Session.upload`."""
+
+    overwrite: bool
+    update: bool
+    resume: bool
+    symlinks: Literal["skip", "keep"]
+    compress: bool | None
+    background: bool
+    progress: ShowProgress
+
+
+class Evaluate(Protocol):
+    """Has the value of an expression kept for a transfer; unless `quiet`, waits and prints."""
+
+    def __call__(self, expression: str, transfer: str, *, quiet: bool) -> Run: ...
+
+
+def outcome(future: Future[dict[str, Any]], timeout: float, where: str) -> dict[str, Any]:
+    """What the server answers. Raises LinkLostError: it does not."""
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        future.cancel()  # or it would be asked again over the next connection
+        raise LinkLostError(f"{where} did not answer within {timeout:g} s", id="timeout") from None
+
+
+class Crossing:
+    """The data side of one `Session`."""
+
+    def __init__(self, target: Target, link: Link, inbox: Inbox, trust: bool) -> None:
+        self._target, self._link, self._inbox, self.trust = target, link, inbox, trust
+
+    def pull(
+        self,
+        name: str,
+        evaluate: Evaluate,
+        *,
+        format: Format | None,
+        into: Any,
+        allow_pickle: bool | None,
+        timeout: float | None,
+        background: bool,
+        progress: ShowProgress,
+    ) -> Any:
+        """See `Session.pull`. What is no name is evaluated first, by `evaluate`."""
+        from . import _objects
+        from ._trust import three_ways
+
+        allowed = self.trusts_pickles() if allow_pickle is None else allow_pickle
+        plain = _objects.plain_name(name)
+        id = os.urandom(8).hex()
+        run = None if plain is not None else evaluate(name, id, quiet=background)
+
+        def work(carrier: Carrier) -> Any:
+            if run is not None:
+                _objects.await_run(carrier, run)
+            return _objects.pull(carrier, plain, format=format, into=into, allow_pickle=allowed)
+
+        try:
+            return self.carry(id, name, work, background, progress, timeout)
+        except TransferError as error:
+            if error.id == "unsafe" and not allowed:
+                error.hints = three_ways(name, self._target.where)
+            raise
+
+    def push(
+        self, name: str, value: Any, *, overwrite: bool, background: bool, progress: ShowProgress
+    ) -> Any:
+        """See `Session.push`."""
+        from . import _objects
+
+        name = _objects.check_name(name)
+
+        def work(carrier: Carrier) -> _objects.Pushed:
+            python = str(self._inbox.info.get("version") or "")
+            return _objects.push(carrier, name, value, overwrite=overwrite, python=python)
+
+        return self.carry(os.urandom(8).hex(), name, work, background, progress)
+
+    def has(self, name: str) -> bool:
+        """Whether the session has an object of that name."""
+        from ._objects import plain_name
+
+        plain = plain_name(name)
+        return plain is not None and bool(self._step("find", plain).get("found"))
+
+    def remove(self, name: str) -> None:
+        """Take the name away from its object there."""
+        from ._objects import check_name
+
+        self._step("remove", check_name(name))
+
+    def copy(
+        self,
+        what: Literal["upload", "download"],
+        path: Source,
+        to: str | None,
+        options: CopyOptions,
+    ) -> Any:
+        """See `Session.upload` and `Session.download`."""
+        from . import _copy
+
+        copy = _copy.upload if what == "upload" else _copy.download
+        how: dict[str, Any] = dict(options)
+        background, progress = bool(how.pop("background", False)), how.pop("progress", None)
+        wanted = _copy.Options(**how)
+
+        def work(carrier: Carrier) -> _copy.Copied:
+            return copy(carrier, path, to, wanted)
+
+        return self.carry(os.urandom(8).hex(), _copy.label_of(path), work, background, progress)
+
+    def carry(
+        self,
+        id: str,
+        label: str,
+        work: Callable[[Carrier], Any],
+        background: bool,
+        progress: ShowProgress,
+        timeout: float | None = None,
+    ) -> Any:
+        """Have a transfer's work done, and wait for it unless it is to go on in the background."""
+        from . import _objects, _progress, _transfer
+
+        self._check()
+        label = _objects.printable(label)
+        transfer = _transfer.Transfer(id, label, work, ask=self._link.step, place=self._target.data_locator())
+        transfer.start()
+        if background:
+            return transfer
+        try:
+            with _progress.chosen(progress, label) as show:
+                return transfer.wait(timeout, show=show)
+        except TimeoutError:
+            transfer.cancel()
+            raise
+
+    def _step(self, what: str, name: str) -> dict[str, Any]:
+        """One step that needs no transfer."""
+        self._check()
+        step = self._link.step(os.urandom(8).hex(), what, {"name": name})
+        return outcome(step, QUERY_TIMEOUT, self._target.where)
+
+    def _check(self) -> None:
+        self._link.check()
+        if "transfer" not in self._inbox.features:
+            raise VersionError(
+                f"the remoter that serves {self._target.where} is too old to send and receive data",
+                hints="update it there, and start the session again",
+            )
+
+    def trusts_pickles(self) -> bool:
+        """Whether this user opens the session's pickles without being asked."""
+        from ._trust import is_trusted
+
+        return self.trust or (self._target.is_secure and is_trusted(self._target.locate().server_public))
