@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import memory
@@ -28,6 +29,16 @@ IMPORTS = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); impo
 def made(expression):
     """The expression for an interpreter that has no names of its own."""
     return f"eval({expression!r}, vars(__import__('samples')))"
+
+
+@contextmanager
+def closed_if_it_fails(peer):
+    """What cannot be opened wholly, or is interrupted at that, is closed again."""
+    try:
+        yield
+    except BaseException:
+        peer.close()
+        raise
 
 
 class Ours(Remoter):
@@ -88,30 +99,34 @@ class Dask:
     receiver = "worker"
 
     def __init__(self):
+        self.directory = tempfile.mkdtemp(prefix="rmb-dask-", dir="/tmp")
+        self.started, self.client = [], None
+        with closed_if_it_fails(self):
+            self._open()
+
+    def _open(self):
         from distributed import Client
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        self.directory = tempfile.mkdtemp(prefix="rmb-dask-", dir="/tmp")
         port = free_port()
         address = f"tcp://127.0.0.1:{port}"
-        self.started = [self._start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-show")]
+        self._start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-show")
         wait_for_port(port)
-        self.started.append(
-            self._start("worker", address, "--no-nanny", "--nthreads", "1", "--memory-limit", "0")
-        )
+        self._start("worker", address, "--no-nanny", "--nthreads", "1", "--memory-limit", "0")
         self.client = Client(address, direct_to_workers=True, timeout=20)
         self.client.wait_for_workers(1, timeout=20)
         self.client.run(exec, IMPORTS)
         self.processes = {"scheduler": [self.started[0].pid], "worker": [self.started[1].pid]}
 
     def _start(self, what, *words):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.dask_{what}", "--no-dashboard", *words],
             cwd=self.directory,
             env={**os.environ, "DASK_TEMPORARY_DIRECTORY": self.directory},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        self.started.append(process)
 
     def make(self, expression):
         from distributed import wait
@@ -137,7 +152,8 @@ class Dask:
 
     def close(self):
         self.there = self.pushed = None
-        self.client.close()
+        if self.client is not None:
+            self.client.close()
         for process in reversed(self.started):
             process.terminate()
             process.wait()
@@ -153,6 +169,11 @@ class Ipyparallel:
         import ipyparallel
 
         self.cluster = ipyparallel.Cluster(n=1, log_level=50)
+        self.client, self.all = None, []
+        with closed_if_it_fails(self):
+            self._open()
+
+    def _open(self):
         self.client = self.cluster.start_and_connect_sync(activate=False)
         self.engine = self.client[0]
         self.engine.execute(IMPORTS, block=True)
@@ -180,7 +201,8 @@ class Ipyparallel:
 
     def close(self):
         """They end some time after they were told to."""
-        self.client.close()
+        if self.client is not None:
+            self.client.close()
         self.cluster.stop_cluster_sync()
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and any(memory.status_of(pid, "VmRSS") for pid in self.all):

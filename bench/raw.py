@@ -67,10 +67,14 @@ class Raw:
         self.context = zmq.Context()
         self.socket = new_socket(self.context, zmq.DEALER, *ours)
         self.socket.curve_serverkey = theirs[0]
-        self.socket.connect(address)
-        self.socket.send(b"hello")
-        self.socket.recv()
         self.processes = {"server": [self.process.pid]}
+        try:
+            self.socket.connect(address)
+            self.socket.send(b"hello")
+            self.socket.recv()
+        except BaseException:
+            self.close()
+            raise
 
     def pull(self):
         receive(self.socket, [], memoryview(self.into).cast("B"))

@@ -397,6 +397,10 @@ def main():
     try:
         for name in given.figures:
             measure(name)
+    except BaseException:  # what was just being started is not known to anybody
+        stop = [sys.executable, "-m", "remoter", "stop", "--all"]
+        subprocess.run(stop, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        raise
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

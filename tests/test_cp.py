@@ -425,14 +425,14 @@ def test_through_ssh_with_one_login(ssh_host, here):
 # --- at a terminal ----------------------------------------------------------------------------
 
 
-def test_at_a_terminal_a_bar_shows_how_far_it_is_and_goes_with_ctrl_c(served, here, there, slow_network):
+def test_at_a_terminal_a_bar_shows_how_far_it_is_until_ctrl_c(served, here, there, slow_network):
     (here / "big.bin").write_bytes(os.urandom(20_000_000))
     words = [*REMOTER, "cp", "big.bin", f"127.0.0.1:{slow_network.port}:there.bin"]
     with Terminal(words, cwd=str(here), env=dict(os.environ)) as terminal:
         terminal.expect(re.compile(r"^big\.bin .*\d/20\.0 MB", re.MULTILINE))
         terminal.type("\x03")
         assert terminal.expect_end() == 130
-        assert " ".join(terminal.screen().split()) == "^C interrupted; the same command goes on where it was"
+        assert terminal.screen().endswith("\ninterrupted; the same command goes on where it was\n")
 
 
 def test_at_a_terminal_one_line_says_what_was_copied(served, here, there):

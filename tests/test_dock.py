@@ -144,6 +144,12 @@ def chunk_of(data, offset, **more):
 
 
 @pytest.fixture
+def few(monkeypatch):
+    """Two transfers may work at the same time. Named before `dock`."""
+    monkeypatch.setattr("remoter._dock.AT_WORK", 2)
+
+
+@pytest.fixture
 def dock(home, monkeypatch):
     monkeypatch.setattr("remoter._dock.LOOK", 0.02)
     directory = home / "run"
@@ -245,18 +251,16 @@ def test_one_connection_may_carry_one_transfer_after_the_other(dock, connect):
 
 def test_a_sink_goes_on_where_it_is_when_the_client_comes_again(dock, connect):
     buffer = bytearray(len(DATA))
-    dock.accept("t", Counted(MemorySink([buffer])), Outcome())
-    first = connect()
+    stream = Counted(MemorySink([buffer]))
+    dock.accept("t", stream, Outcome())
+    first, second = connect(), connect()
     first.join("t")
     first.hear()
     first.give(DATA[:MIB], 0)
-    second = connect()
-    wait_for(lambda: second.join("t").position == MIB, what="the first chunk to be written")
+    wait_for(lambda: stream.position == MIB, what="the first chunk to be written")
+    wait_for(lambda: dock._berths["t"].position == MIB, what="that to be known")
+    assert second.join("t") == Joined(size=len(DATA), position=MIB)
     first.give(bytes(MIB), MIB)  # whoever was superseded is not listened to
-    while (asked := second.hear()[0]) == Joined(size=len(DATA), position=MIB):
-        pass
-    assert asked.offset == MIB
-    second.give(DATA[MIB : MIB + asked.size], MIB)
     assert second.fill(DATA) == Done(data={"path": "/there"})
     assert buffer == DATA
 
@@ -532,13 +536,7 @@ def test_a_source_that_waits_keeps_nobody_else_waiting(dock, connect):
     assert waiting.fetch(10) == DATA[:10]
 
 
-def test_only_so_many_work_at_the_same_time_and_the_others_have_their_turn(home, monkeypatch):
-    monkeypatch.setattr("remoter._dock.AT_WORK", 2)
-    directory = home / "run"
-    directory.mkdir(mode=0o700)
-    keys = server_keys()
-    dock = Dock(directory, keys, Keyring())
-    dock.start()
+def test_only_so_many_work_at_the_same_time_and_the_others_have_their_turn(few, dock, connect):
     at_work, most, lock = 0, 0, threading.Lock()
 
     class Slow(MemorySource):
@@ -552,21 +550,34 @@ def test_only_so_many_work_at_the_same_time_and_the_others_have_their_turn(home,
             with lock:
                 at_work -= 1
 
-    clients = [Client(directory / "data.sock", keys.public) for _ in range(6)]
-    try:
-        for number, client in enumerate(clients):
-            dock.offer(str(number), Slow([DATA]))
-            client.join(str(number))
-            for _ in range(5):
-                client.say(Read(offset=0, size=1000))
-        for client in clients:
-            for _ in range(5):
-                assert client.hear()[1] == DATA[:1000]
-        assert most == 2
-    finally:
-        for client in clients:
-            client.close()
-        dock.stop()
+    clients = [connect() for _ in range(6)]
+    for number, client in enumerate(clients):
+        dock.offer(str(number), Slow([DATA]))
+        client.join(str(number))
+        for _ in range(5):
+            client.say(Read(offset=0, size=1000))
+    for client in clients:
+        for _ in range(5):
+            assert client.hear()[1] == DATA[:1000]
+    assert most == 2
+
+
+def test_those_that_are_stuck_do_not_keep_their_turn_for_ever(few, dock, connect, monkeypatch):
+    monkeypatch.setattr("remoter._dock.LONGEST_TURN", 0.05)
+    stuck = [source(), source()]
+    for number, stream in enumerate(stuck):
+        stream.gate.clear()
+        dock.offer(str(number), stream)
+        client = connect()
+        client.join(str(number))
+        client.say(Read(offset=0, size=10))
+        assert stream.reading.wait(5)
+    dock.offer("t", source())
+    client = connect()
+    client.join("t")
+    assert client.fetch(len(DATA)) == DATA
+    for stream in stuck:
+        stream.gate.set()
 
 
 # --- the end of a transfer -------------------------------------------------------------------

@@ -126,14 +126,14 @@ def test_holes_stay_holes(tmp_path, there):
     source = tmp_path / "a"
     with source.open("wb") as file:
         file.write(b"begin")
-        file.seek(300 * MIB)
+        file.seek(60 * MIB)
         file.write(b"middle")
-        file.truncate(512 * MIB)
+        file.truncate(100 * MIB)
     copy_file(source, there)
     with (there / "x.bin").open("rb") as file:
-        assert (file.read(6), file.seek(300 * MIB), file.read(7)) == (b"begin\0", 300 * MIB, b"middle\0")
+        assert (file.read(6), file.seek(60 * MIB), file.read(7)) == (b"begin\0", 60 * MIB, b"middle\0")
     status = (there / "x.bin").stat()
-    assert status.st_size == 512 * MIB
+    assert status.st_size == 100 * MIB
     assert status.st_blocks * 512 < 10 * MIB
 
 

@@ -123,6 +123,21 @@ def test_what_an_expression_prints_is_shown_and_what_it_raises_is_raised(fast, c
         fast.pull("x = 1")
 
 
+def test_waiting_for_an_expression_ends_in_time(fast):
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        fast.pull("__import__('time').sleep(60)", timeout=0.2)
+    assert time.monotonic() - started < 30
+    fast.interrupt()
+
+
+def test_what_holds_itself_goes_as_a_pickle(fast):
+    ring = [1]
+    ring.append(ring)
+    fast["ring"] = ring
+    assert fast.run("ring[1] is ring").text == "True"
+
+
 def test_an_expression_may_be_awaited_in_ipython_too(session):
     session.run("import asyncio\nasync def later(): return [1, 2]")
     assert session.pull("await later()") == [1, 2]

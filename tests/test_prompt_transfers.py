@@ -257,15 +257,11 @@ def test_a_failure_stays_here_and_the_rest_of_a_paste_is_not_run(prompt):
     assert said(terminal, "s2c(y + 1)")[0].startswith("error: `y + 1` is no name")
 
 
-def test_a_call_inside_other_code_gets_the_hint_and_a_name_of_the_session_is_that(prompt):
+def test_a_call_inside_other_code_gets_the_hint(prompt):
     terminal = prompt()
     for code, verb in [("x = s2c(y)", "s2c"), ("print(sendfile('a', 'b'))", "sendfile")]:
         enter(terminal, code)
         assert f"-- hint: `{verb}()` is a call of this prompt; it works only as a" in terminal.screen()
-    enter(terminal, "def c2s(x): return 'the ' + 'other'")
-    terminal.type("c2s(1)\r")
-    terminal.expect("'the other'\nremoter>")
-    assert "-- `c2s` is a name of your session" in terminal.screen()
 
 
 def test_the_local_side_of_a_call_from_python_gets_and_gives_the_objects(served, home):

@@ -149,8 +149,9 @@ class Calls:
             case "c2s":
                 return self._cross(lambda stream: self._send_object(piece, stream))
             case _:
-                is_kept = "the same call goes on where it was"
-                return self._cross(lambda stream: self._copy_files(piece, stream), is_kept)
+                begins_anew = any(keyword.arg == "resume" for keyword in piece.keywords)
+                hint = "" if begins_anew else "the same call goes on where it was"
+                return self._cross(lambda stream: self._copy_files(piece, stream), hint)
 
     def _cross(self, action: Callable[[Marked], None], hint: str = "") -> bool:
         """What may fail here, or take long and be cancelled."""

@@ -336,10 +336,11 @@ class Session:
             allow_pickle: open a pickle; None: if `connect` said `trust=True`, or this user said "always".
             background: return a `Transfer` at once; its `wait()` gives the object.
             progress: False: no bar; or a function that gets a `Progress` now and then.
-            timeout: seconds to wait; the transfer is then given up.
+            timeout: seconds to wait; the transfer is then given up, but a run goes on.
 
         Raises:
             NameNotFoundError: there is no such object. RunError: the expression raised.
+            TimeoutError: that took longer than `timeout`.
             TransferError: it does not cross, and why. LinkLostError: the session has ended.
         """
         return self._crossing.pull(
@@ -449,11 +450,11 @@ class Session:
         self._link.closed.wait(10.0)
         self.close()
 
-    def _evaluate(self, expression: str, transfer: str, *, quiet: bool) -> Run:
+    def _evaluate(self, expression: str, transfer: str, *, quiet: bool, timeout: float | None = None) -> Run:
         """Have the value of an expression kept for that transfer; unless `quiet`, wait and print as `run` does."""
         if quiet:
             return self._submit(expression, keep=transfer)
-        result, run = self._run(expression, quiet=False, timeout=None, width=width(), keep=transfer)
+        result, run = self._run(expression, quiet=False, timeout=timeout, width=width(), keep=transfer)
         run._raise_if_failed(result)
         return run
 

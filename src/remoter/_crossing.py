@@ -6,6 +6,7 @@ What moves data is loaded when some is moved: a client that only runs code start
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
@@ -41,7 +42,9 @@ class CopyOptions(TypedDict, total=False):
 class Evaluate(Protocol):
     """Has the value of an expression kept for a transfer; unless `quiet`, waits and prints."""
 
-    def __call__(self, expression: str, transfer: str, *, quiet: bool) -> Run: ...
+    def __call__(
+        self, expression: str, transfer: str, *, quiet: bool, timeout: float | None = None
+    ) -> Run: ...
 
 
 def outcome(future: Future[dict[str, Any]], timeout: float, where: str) -> dict[str, Any]:
@@ -78,7 +81,9 @@ class Crossing:
         allowed = self.trusts_pickles() if allow_pickle is None else allow_pickle
         plain = _objects.plain_name(name)
         id = os.urandom(8).hex()
-        run = None if plain is not None else evaluate(name, id, quiet=background)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        run = None if plain is not None else evaluate(name, id, quiet=background, timeout=timeout)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
 
         def work(carrier: Carrier) -> Any:
             if run is not None:
@@ -86,7 +91,7 @@ class Crossing:
             return _objects.pull(carrier, plain, format=format, into=into, allow_pickle=allowed)
 
         try:
-            return self.carry(id, name, work, background, progress, timeout)
+            return self.carry(id, name, work, background, progress, left)
         except TransferError as error:
             if error.id == "unsafe" and not allowed:
                 error.hints = three_ways(name, self._target.where)

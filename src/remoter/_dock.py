@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -59,7 +59,9 @@ LOOK = 1.0
 """Seconds between looks at these clocks."""
 
 AT_WORK = 16
-"""Transfers that may read, write, hash and compress at the same time; the others wait their turn."""
+LONGEST_TURN = 1.0
+"""Transfers that may read, write, hash and compress at the same time. The others wait their turn, but not longer than
+so many seconds: those at work may be stuck, in a busy interpreter or a dead file system."""
 
 AHEAD = 3
 """Chunks that a transfer's thread makes before the first of them is with libzmq."""
@@ -223,7 +225,7 @@ class _Outgoing(_Berth):
                 sending.asked(item)
 
     def _send_next(self, sending: Sending, connection: _Connection) -> None:
-        with self.dock.turns:
+        with self.dock.turn():
             chunk, data = sending.next()
             payload = zmq.Frame(data, copy=True)  # so the dock's thread, which serves all, copies nothing
         connection.send(encode(chunk), payload)
@@ -248,7 +250,7 @@ class _Incoming(_Berth):
                 connection = item
                 receiving.restart_asking()
             elif isinstance(item, Chunk) and frame is not None:
-                with self.dock.turns:
+                with self.dock.turn():
                     receiving.take(item, frame.buffer)
                 self.position = self.sink.position
             if connection is not None:
@@ -283,7 +285,7 @@ class Dock:
     """
 
     def __init__(self, directory: Path, keys: KeyPair, keyring: Keyring) -> None:
-        self.turns = threading.Semaphore(AT_WORK)
+        self._turns = threading.Semaphore(AT_WORK)
         self._path = directory / "data.sock"
         self._keys, self._keyring = keys, keyring
         self._lock = threading.Lock()
@@ -350,6 +352,16 @@ class Dock:
     def known(self, transfer: str) -> bool:
         """Whether a client can join it: it is under way, or what became of it is still kept."""
         return transfer in self._berths
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """For the thread of a transfer that has work to do."""
+        is_ours = self._turns.acquire(timeout=LONGEST_TURN)
+        try:
+            yield
+        finally:
+            if is_ours:
+                self._turns.release()
 
     def _take_in(self, berth: _Berth) -> None:
         with self._lock:

@@ -180,14 +180,9 @@ def pack(value: Any) -> Packed:
     Raises:
         TransferError: it cannot cross.
     """
-    try:
-        try:
-            return _values.pack(value)
-        except ValuesError as error:
-            if error.kind != "unsafe":
-                raise
-        import cloudpickle
+    import cloudpickle
 
+    try:
         return _values.pack(value, pickle=cloudpickle.dumps)
     except ValuesError as error:
         raise as_error(error) from None

@@ -240,6 +240,8 @@ def is_case_insensitive(folder: str) -> bool:
     parent, name = os.path.split(folder)
     while name and (name.swapcase() == name or not os.path.lexists(os.path.join(parent, name))):
         parent, name = os.path.split(parent)
+    if not name:
+        return WINDOWS
     try:
         return os.path.samefile(os.path.join(parent, name), os.path.join(parent, name.swapcase()))
     except OSError:

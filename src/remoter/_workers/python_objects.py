@@ -301,7 +301,7 @@ class Objects:
             raise Refusal(
                 "TransferError",
                 "the session has an object `%s` already" % name,
-                cause="it is a %s" % self.values.describe(self.names[name]),
+                cause="it is `%s`" % self.values.describe(self.names[name]),
                 hints=["give another name, or allow it with `overwrite=True`"],
                 kind="exists",
             )
