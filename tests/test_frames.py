@@ -483,8 +483,13 @@ def test_a_class_of_the_user_is_not_taken_for_one_of_pandas() -> None:
     class DataFrame(pandas.DataFrame):
         pass
 
-    DataFrame.__module__ = "pandas"
-    for value in (DataFrame({"a": [1]}), type("NaTType", (), {"__module__": "pandas"})()):
+    class Categorical(pandas.Categorical):
+        pass
+
+    DataFrame.__module__ = Categorical.__module__ = "pandas"
+    array = Categorical(["a", "b"])
+    impostor = type("NaTType", (), {"__module__": "pandas"})()
+    for value in (DataFrame({"a": [1]}), impostor, pandas.Series(array), array):
         with pytest.raises(ValuesError) as caught:
             pack(value)
         assert caught.value.kind == "unsafe"
@@ -659,8 +664,11 @@ LIES: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+SEEN_LATE = {"a name that is a list", "lengths of texts", "a frequency that is not so"}
+
+
 @pytest.mark.parametrize("lie", LIES)
-def test_a_tree_that_lies_is_refused(lie: str) -> None:
+def test_a_tree_that_lies_is_refused_before_it_is_given_memory(lie: str) -> None:
     value, tag, tell = LIES[lie]
     tree, sizes, stream = take_apart(value)
     if lie == "nothing":
@@ -668,8 +676,11 @@ def test_a_tree_that_lies_is_refused(lie: str) -> None:
     else:
         tell(content_of(tree, tag))
     with pytest.raises(ValuesError) as caught:
-        receive(json.dumps(tree), sizes, stream)
-    assert caught.value.kind in ("corrupt", "versions")
+        if lie in SEEN_LATE:
+            receive(json.dumps(tree), sizes, stream)
+        else:
+            Layout(json.dumps(tree), sizes)
+    assert caught.value.kind == "corrupt"
 
 
 def test_codes_outside_of_the_categories_are_refused() -> None:
@@ -692,14 +703,26 @@ def test_codes_outside_of_the_texts_are_refused() -> None:
         receive(json.dumps(tree), sizes, stream)
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe", b"a\0b"])
-def test_texts_that_are_no_text_or_too_many_are_refused(text: bytes) -> None:
-    tree, sizes, stream = take_apart(pandas.Series(["éé"], dtype=object))
-    start = stream.index("éé".encode())
-    stream[start : start + len(text)] = text
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"\xc3\xa9", b"\xff\xfe"), (b"de", b"d\0"), (b"c\0d", b"c.d")]
+)
+def test_texts_that_are_no_text_or_more_or_fewer_are_refused(before: bytes, after: bytes) -> None:
+    tree, sizes, stream = take_apart(pandas.Series(["é", "abc", "de"], dtype=object))
     with pytest.raises(ValuesError) as caught:
-        receive(json.dumps(tree), sizes, stream)
+        receive(json.dumps(tree), sizes, stream.replace(before, after))
     assert caught.value.kind == "corrupt"
+    tree, sizes, stream = take_apart(pandas.Series(["abc", "de"], dtype=object))
+    with pytest.raises(ValuesError):  # one text where two should be must not stand for both
+        receive(json.dumps(tree), sizes, stream.replace(b"\0d", b".d"))
+
+
+def test_the_memory_that_texts_take_is_asked_for_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (pack(pandas.Series([str(n) for n in range(size)], dtype=object)) for size in (100, 400_000))
+    monkeypatch.setattr(_values, "free_memory", lambda: 20_000_000)
+    Layout(few.tree, [len(buffer) for buffer in few.buffers]).allocate()
+    with pytest.raises(ValuesError) as caught:
+        Layout(many.tree, [len(buffer) for buffer in many.buffers]).allocate()
+    assert caught.value.kind == "memory"
 
 
 def test_offsets_into_texts_are_looked_at_where_there_is_no_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:

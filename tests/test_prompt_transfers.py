@@ -189,7 +189,7 @@ def test_an_object_comes_here_and_what_it_replaced_is_said(prompt, served):
     assert said(terminal, "evalc(x)") == ["[1, 2]"]
     assert said(terminal, "s2c('y')") == ["y: list of 2"]
     lines = said(terminal, "s2c(y, overwrite=False)")
-    assert lines[:2] == ["error: `y` is here already   [exists]", "cause: it is a list of 2"]
+    assert lines[:2] == ["error: `y` is here already   [exists]", "cause: it is `list of 2`"]
 
 
 def test_an_object_goes_there_and_expressions_are_evaluated_on_the_side_that_has_them(prompt):

@@ -1,6 +1,7 @@
 """Streams through a real door to a real dock, over connections that are cut, frozen, refused and lied on."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -355,6 +356,25 @@ def test_every_attempt_asks_where_the_server_is_now(house, begin):
     house.dock.offer("t", MemorySource([DATA[:10]]))
     begin(pull(MemorySink([bytearray(10)])), place).wait(10)
     assert len(asked) == 4
+
+
+def test_a_process_without_descriptors_tries_again(house, begin, monkeypatch):
+    from remoter import _passage
+
+    attempts = []
+
+    def open_socket(*arguments, **options):
+        attempts.append(arguments)
+        if len(attempts) < 3:
+            raise zmq.ZMQError(errno.EMFILE)
+        return open_really(*arguments, **options)
+
+    open_really = _passage.secure_client_socket
+    monkeypatch.setattr(_passage, "secure_client_socket", open_socket)
+    house.dock.offer("t", MemorySource([DATA[:10]]))
+    begin(pull(MemorySink([bytearray(10)])), house.at_socket()).wait(10)
+    assert len(attempts) == 3
+    assert all(context.closed for context, *_ in attempts)
 
 
 def test_a_session_that_is_gone_ends_the_transfer(house, proxy, begin):

@@ -199,7 +199,7 @@ def check_type(kind: Type, reader: Reader, depth: int = 0) -> None:
         key, item, is_sorted = parts
         _check_field(key, reader, depth)
         _check_field(item, reader, depth)
-        known = isinstance(is_sorted, bool) and key[2] is False
+        known = isinstance(is_sorted, bool)
     elif name in LISTS:
         (field,) = parts
         _check_field(field, reader, depth)

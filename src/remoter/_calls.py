@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import _verbs
 from ._errors import RemoterError, TransferError, render
@@ -21,7 +21,6 @@ from ._visits import HISTORY_LIMIT, read_until
 
 if TYPE_CHECKING:
     from ._prompt import Prompt
-    from ._transfer import Carrier
 
 DECISION = 0.12  # seconds in which the session may say whether input is complete
 NAMES_DEADLINE = 4.0  # seconds for completion, in the background
@@ -177,8 +176,7 @@ class Calls:
         is_name = isinstance(cargo.source, ast.Name)
         if not is_name and not self._evaluate_there(source, transfer):
             return False
-        pull = Pull(self._prompt, transfer, source, is_name)
-        return self._cross(lambda stream: self._bind(cargo.name, pull, stream))
+        return self._cross(lambda stream: self._bind(cargo.name, transfer, source, is_name, stream))
 
     def _check_cargo(self, piece: Piece) -> Cargo:
         """What `s2c` is to bring, under a name that it may have here. Raises RemoterError."""
@@ -190,7 +188,7 @@ class Calls:
         if name in names and not cargo.overwrite:
             raise TransferError(
                 f"`{name}` is here already",
-                cause=f"it is a {describe(names[name])}",
+                cause=f"it is `{describe(names[name])}`",
                 hints="leave `overwrite=False` out, or give another name",
                 id="exists",
             )
@@ -207,14 +205,24 @@ class Calls:
         prompt.label = label(source)
         return prompt._follow(run.id, run)
 
-    def _bind(self, name: str, pull: Pull, stream: Marked) -> None:
-        from ._values import describe
+    def _bind(self, name: str, transfer: str, source: str, is_name: bool, stream: Marked) -> None:
+        from ._values import describe, size_in_words
 
-        value = pull.value()
+        value, size = self._prompt.session._crossing.pull_asking(transfer, source, self._ask, is_name=is_name)
         names = self._prompt.local.namespace
         replaced = f"; replaced {describe(names[name])}" if name in names else ""
         names[name] = value  # only now: what is cut off on the way changes nothing here
-        stream.write(f"{name}: {describe(value)}{pull.size()}{replaced}\n")
+        # What has no bytes beside its description is too small to tell.
+        sized = f", {size_in_words(size)}" if size else ""
+        stream.write(f"{name}: {describe(value)}{sized}{replaced}\n")
+
+    def _ask(self, question: str, hidden: bool) -> str | None:
+        """Whoever sits here. To have no answer, Ctrl-D and Ctrl-C, is to say no."""
+        try:
+            with self._prompt.face.keys_aside():  # a line that was typed ahead is no answer
+                return self._prompt.read_answer(question, hidden=hidden)
+        except (EOFError, KeyboardInterrupt):
+            return None
 
     def _send_object(self, piece: Piece, stream: Marked) -> None:
         from ._objects import check_name
@@ -286,73 +294,3 @@ class Calls:
             return False
         self._prompt.write("".join(f"{line}\n" for line in log.last_lines()))
         return True
-
-
-class Pull:
-    """One object that comes here, with the question whether a pickle may be opened.
-
-    Args:
-        prompt: where it was asked for.
-        transfer: its id, under which the value of an expression is kept there.
-        source: what was typed: a name, or the expression.
-        is_name: whether it is a name.
-    """
-
-    def __init__(self, prompt: Prompt, transfer: str, source: str, is_name: bool) -> None:
-        self._prompt = prompt
-        self._id = transfer
-        self._source = source
-        self._is_name = is_name
-        self._bytes = 0
-        self._refusal: TransferError | None = None
-
-    def value(self) -> Any:
-        """The object. Raises RemoterError, KeyboardInterrupt."""
-        from ._trust import ask_to_open, trust
-
-        session = self._prompt.session
-        value = self._carry(session._crossing.trusts_pickles())
-        if self._refusal is None:
-            return value
-        answer = ask_to_open(self._ask, f"`{label(self._source)}`", session._where)
-        if answer == "no":
-            raise self._refusal
-        if answer == "always":
-            trust(session._target.locate().server_public, session._where)
-        return self._carry(True)
-
-    def _carry(self, allow_pickle: bool) -> Any:
-        from ._objects import pull
-        from ._progress import chosen
-
-        name = self._source if self._is_name else None
-
-        def work(carrier: Carrier) -> Any:
-            try:
-                return pull(carrier, name, format=None, into=None, allow_pickle=allow_pickle)
-            except TransferError as error:
-                if error.id != "unsafe" or allow_pickle:
-                    raise
-                self._refusal = error  # kept back: the transfer has not failed, and its value is still there
-                return None
-
-        session, shown = self._prompt.session, label(self._source)
-        transfer = session._crossing.carry(self._id, shown, work, True, None, None)
-        with chosen(None, shown) as show:
-            value = transfer.wait(show=show)
-        self._bytes = transfer.progress.total
-        return value
-
-    def _ask(self, question: str, hidden: bool) -> str | None:
-        """Whoever sits here. To have no answer, Ctrl-D and Ctrl-C, is to say no."""
-        try:
-            with self._prompt.face.keys_aside():  # a line that was typed ahead is no answer
-                return self._prompt.read_answer(question, hidden=hidden)
-        except (EOFError, KeyboardInterrupt):
-            return None
-
-    def size(self) -> str:
-        """How large it was, for a person; what has no bytes beside its description is too small to tell."""
-        from ._values import size_in_words
-
-        return f", {size_in_words(self._bytes)}" if self._bytes else ""

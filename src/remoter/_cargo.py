@@ -59,6 +59,7 @@ class Transfer:
         self.answers: dict[bytes, dict[str, Any]] = {}
         self.under_way: dict[bytes, list[Answered]] = {}
         self.streams: set[str] = set()
+        self.has_object = False
         self.line: Line | None = None
         self.freight: Freight | None = None
         self.is_over = False
@@ -136,7 +137,7 @@ class Cargo:
             return
         transfer.is_over = True
         self._end_streams(id, transfer)
-        if transfer.line is not None:
+        if transfer.has_object:
             self.engine().query({"what": "drop", "transfer": id}, lambda frame: None)
 
     def _end_streams(self, id: str, transfer: Transfer) -> None:
@@ -174,6 +175,7 @@ class Cargo:
                     self.dock.offer(step.transfer, ObjectSource(transfer.line, sum(answer["sizes"])))
             settle(answer)
 
+        transfer.has_object = True
         log.info("PULL %s", step.data.get("name") or "a value")
         self._ask("pack", step, packed)
 
@@ -184,6 +186,7 @@ class Cargo:
             inline = base64.b64encode(data["inline"]).decode()
             self._ask("receive", step, settle, inline=inline)
             return
+        transfer.has_object = True
         line = transfer.line = Line(self, step.transfer)
         sink = ObjectSink(line, sum(data["sizes"]))
         question = {**data, "what": "receive", "transfer": step.transfer, "cloudpickle": _cloudpickle()}

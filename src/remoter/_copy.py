@@ -35,7 +35,7 @@ from ._manifest import (
     split_pattern,
     typed_name,
 )
-from ._paths import amount, decode_name, decode_path, encode_path, find_target, shown, write_error
+from ._paths import amount, decode_name, decode_path, encode_path, find_target, join, shown, write_error
 from ._pieces import MemorySink, MemorySource
 from ._plans import Selection, confirm, make_plan, open_target
 from ._steps import (
@@ -151,6 +151,10 @@ def _hinting(way_on: Callable[[], tuple[str, ...]]) -> Iterator[None]:
         if not isinstance(error, Forgotten):
             error.hints = tuple(dict.fromkeys([*error.hints, *way_on()]))
         raise
+
+
+def _as_text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 class _Copying:
@@ -339,7 +343,7 @@ class _Copying:
         self.carrier.note(STARTS_OVER if sink.starts_over else "")
 
     def _receive_tree(self, offer: TreeOffer, manifest: Manifest, folder: str, name: str) -> Copied:
-        path = os.path.join(folder, name)  # noqa: PTH118 - it need not be text
+        path = join(folder, name)
         there = open_target(folder, name, make=False)
         with contextlib.nullcontext() if there is None else there:
             plan = make_plan(
@@ -408,7 +412,7 @@ def _copied(path: str, manifest: Manifest, plan: Plan, done: TreeDone) -> Copied
 # --- what a session calls --------------------------------------------------------------------
 
 
-def upload(carrier: Carrier, path: Paths, to: str | None, options: Options) -> Copied:
+def upload(carrier: Carrier, path: Paths, to: str | os.PathLike[str] | None, options: Options) -> Copied:
     """Copy a file, a folder, or several things to the session's machine.
 
     Args:
@@ -424,7 +428,7 @@ def upload(carrier: Carrier, path: Paths, to: str | None, options: Options) -> C
 
     def work() -> Copied:
         found = find(_as_list(path), str(Path.cwd()), symlinks=options.symlinks, check=carrier.check)
-        return copying.upload(found, to)
+        return copying.upload(found, _as_text(to))
 
     return copying.attempt(work)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from ._errors import LinkLostError, TransferError, VersionError
 from ._link import Link
-from ._run import Inbox, Run
+from ._run import AskPerson, Inbox, Run
 from ._target import Target
 
 if TYPE_CHECKING:
@@ -96,6 +96,56 @@ class Crossing:
             if error.id == "unsafe" and not allowed:
                 error.hints = three_ways(name, self._target.where)
             raise
+
+    def pull_asking(self, transfer: str, source: str, ask: AskPerson, *, is_name: bool) -> tuple[Any, int]:
+        """An object, and its bytes; who sits here is asked whether a pickle may be opened.
+
+        Args:
+            transfer: its id, under which the value of an expression is kept there.
+            source: a name, or that expression as it was typed.
+            ask: asks the person.
+            is_name: which of the two.
+
+        Raises:
+            NameNotFoundError, TransferError: it did not cross.
+        """
+        from ._trust import ask_to_open, trust
+
+        where = self._target.where
+        value, size, refusal = self._try(transfer, source, is_name, self.trusts_pickles())
+        if refusal is None:
+            return value, size
+        answer = ask_to_open(ask, f"`{source}`", where)
+        if answer == "no":
+            self._link.step(transfer, "release", {})
+            raise refusal
+        if answer == "always":
+            trust(self._target.locate().server_public, where)
+        return self._try(transfer, source, is_name, True)[:2]
+
+    def _try(
+        self, transfer: str, source: str, is_name: bool, allow_pickle: bool
+    ) -> tuple[Any, int, TransferError | None]:
+        """The object and its bytes; or why it is refused, while its value is still kept there."""
+        from . import _objects
+
+        size, refusal = 0, None
+
+        def work(carrier: Carrier) -> Any:
+            nonlocal size, refusal
+            name = source if is_name else None
+            try:
+                value = _objects.pull(carrier, name, format=None, into=None, allow_pickle=allow_pickle)
+            except TransferError as error:
+                if error.id != "unsafe" or allow_pickle:
+                    raise
+                refusal = error
+                return None
+            size = carrier.progress.total
+            return value
+
+        value = self.carry(transfer, source, work, False, None)
+        return value, size, refusal
 
     def push(
         self, name: str, value: Any, *, overwrite: bool, background: bool, progress: ShowProgress

@@ -157,10 +157,10 @@ class FileSource:
     @classmethod
     def open(cls, path: str, root: str | None = None, name: str = "") -> FileSource:
         """The file at a resolved path, below `root` if one is given. Raises TransferError."""
-        directory, name = os.path.split(path)
+        directory, actual = os.path.split(path)
         try:
             with Folder.open(directory, root) as folder:
-                return cls(os.open(folder.at(name), READ, dir_fd=folder.descriptor), path, name)
+                return cls(os.open(folder.at(actual), READ, dir_fd=folder.descriptor), path, name)
         except OSError as error:
             raise read_error(path, error) from None
 
@@ -364,7 +364,11 @@ class FileSink:
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, or a socket
+                    if error.errno not in (
+                        errno.ELOOP,
+                        errno.ENXIO,
+                        errno.EACCES,
+                    ):  # a link, a socket, somebody's
                         raise
                     os.unlink(part, dir_fd=at)
                     continue

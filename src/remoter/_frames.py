@@ -471,10 +471,9 @@ def _build_text_objects(content: Any, reader: Reader) -> Any:
         return values
     *codes, texts, nulls = rest
     if codes:
-        unique, places = numpy.array(_split(texts, reader), object), reader.build(codes[0])
-        if length and places.max() >= len(unique):
-            reader.refuse("a text is missing")
-        values = unique.take(places)
+        unique = numpy.empty(texts[0], object)
+        unique[:] = _split(texts, reader)
+        values = unique.take(reader.build(codes[0]))  # looks at every code
     else:
         values[:] = _split(texts, reader)
     if nulls is not None:

@@ -16,7 +16,7 @@ from ._errors import TransferError
 from ._files import FileSink, FileSource, is_wanted
 from ._folders import Folder
 from ._manifest import MANIFEST, Manifest, Tree, check_length, decode_manifest, encode_manifest, find
-from ._paths import decode_name, decode_path, encode_path, find_target, write_error
+from ._paths import decode_name, decode_path, encode_path, find_target, join, write_error
 from ._pieces import MemorySource, Sink, Source
 from ._plans import Selection, confirm, make_plan, open_target
 from ._steps import (
@@ -117,7 +117,7 @@ def accept_path(data: dict[str, Any], cwd: Path, root: Path | None) -> Freight:
     if isinstance(request, TreeRequest):
         name = decode_name(request.name) if request.name else ""
         folder, name = find_target(to, name, str(cwd), top)
-        place = TreePlace(path=encode_path(os.path.join(folder, name)))  # noqa: PTH118 - it need not be text
+        place = TreePlace(path=encode_path(join(folder, name)))
         incoming = Incoming(request, folder, name, top)
         return Freight(as_data(place), {MANIFEST: incoming}, incoming.choose)
     folder, name = find_target(to, decode_name(request.name), str(cwd), top)
@@ -138,7 +138,7 @@ def _compare(source: FileSource, select: Select) -> Freight:
 
 
 def _accept_file(request: FileRequest, folder: str, name: str, root: str | None) -> Freight:
-    path = encode_path(os.path.join(folder, name))  # noqa: PTH118 - it need not be text
+    path = encode_path(join(folder, name))
     try:
         opened = Folder.open(folder, root)
     except OSError as error:
@@ -225,7 +225,7 @@ class Incoming:
         try:
             self._plan = make_plan(
                 there,
-                os.path.join(self._folder, self._name),  # noqa: PTH118 - it need not be text
+                join(self._folder, self._name),
                 self._manifest,
                 overwrite=self._request.overwrite,
                 skip_same=self._request.skip_same,

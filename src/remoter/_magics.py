@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from IPython.core.error import StdinNotImplementedError
 from IPython.core.magic import no_var_expand
 
-from . import _objects, _trust, _values
+from . import _objects, _values
 from ._client import AFTER_INTERRUPT, Run, Session, open_session
 from ._errors import (
     LinkLostError,
@@ -40,7 +40,6 @@ from ._paper import columns
 from ._pictures import Album, picture_in
 from ._run import ask_at_terminal, is_person_here
 from ._saved import find_ssh
-from ._transfer import Carrier
 from ._usage import as_typed, read_password
 
 TURN = 1.0
@@ -251,28 +250,15 @@ def _pull(session: Session, source: str) -> Any:
     if name is None:
         session._evaluate(source, id, quiet=False)  # once, also where a question follows
 
-    def carry(is_allowed: bool) -> Any:
-        def work(carrier: Carrier) -> Any:
-            return _objects.pull(carrier, name, format=None, into=None, allow_pickle=is_allowed)
-
-        return session._crossing.carry(id, source, work, False, None, None)
-
-    is_allowed = session._crossing.trusts_pickles()
     try:
-        return carry(is_allowed)
+        return session._crossing.pull_asking(id, name or source, _ask, is_name=name is not None)[0]
     except TransferError as error:
-        if error.id != "unsafe" or is_allowed:
-            raise
-        answer = _trust.ask_to_open(_ask, f"`{source}`", session._where)
-        if answer == "no":
+        if error.id == "unsafe":
             error.hints = (
                 "where you are asked, answer `once` or `always` to have it opened",
                 f"`%remoter --trust` has all pickles opened: they run code that {session._where} chose",
             )
-            raise
-    if answer == "always":
-        _trust.trust(session._target.locate().server_public, session._where)
-    return carry(True)
+        raise
 
 
 # --- what was typed --------------------------------------------------------------------------

@@ -54,6 +54,13 @@ class Passage:
         self.is_open = False
         self.heard = time.monotonic()
         self._context = zmq.Context()
+        try:
+            self._open(place)
+        except zmq.ZMQError as error:  # no descriptors left
+            self._context.destroy(0)
+            raise BrokenError(str(error)) from None
+
+    def _open(self, place: Place) -> None:
         self._socket = secure_client_socket(
             self._context,
             place.keys,
@@ -82,11 +89,9 @@ class Passage:
         """The next message and the frame after it, within so many milliseconds. Raises BrokenError."""
         if not is_readable(self._socket):
             ready = dict(self._poller.poll(timeout))
-            if self._monitor in ready and not is_readable(
-                self._socket
-            ):  # what came before the end comes first
-                self._observe()
-            if not is_readable(self._socket):
+            if not is_readable(self._socket):  # if it is, that came before the connection's end
+                if self._monitor in ready:
+                    self._observe()
                 return None, None
         frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
         try:
@@ -108,7 +113,7 @@ class Passage:
 
     def wait_for_room(self, timeout: int) -> None:
         """Wait until something can be sent. Raises BrokenError."""
-        self._poller.modify(self._socket, zmq.POLLIN | zmq.POLLOUT)
+        self._poller.modify(self._socket, zmq.POLLOUT)
         self.heard = time.monotonic()  # it is we who are slow now
         ready = dict(self._poller.poll(timeout))
         self._poller.modify(self._socket, zmq.POLLIN)

@@ -172,6 +172,11 @@ def find_target(to: str | None, name: str, base: str, root: str | None = None) -
     return folder, name
 
 
+def join(folder: str, name: str) -> str:
+    """The path of what is called so in that folder; without a name the folder's own."""
+    return os.path.join(folder, name) if name else folder
+
+
 def missing(path: str, root: str | None = None, *, what: str = "file or folder") -> TransferError:
     """The error that there is nothing at a resolved path, with what was perhaps meant."""
     above = path

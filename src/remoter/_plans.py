@@ -16,7 +16,7 @@ from ._errors import TransferError
 from ._files import FileSource, find_part
 from ._folders import Folder, Trail, is_in_the_way, is_same_time, split
 from ._manifest import Entry, Manifest, Problems, Tree
-from ._paths import is_case_insensitive, objection, reason, shown, write_error
+from ._paths import is_case_insensitive, join, objection, reason, shown, write_error
 from ._steps import Offset, Plan
 
 LARGE = 8 * 1024 * 1024
@@ -181,7 +181,7 @@ def open_target(
     Raises:
         TransferError: something else is there.
     """
-    path = os.path.join(folder, name)  # noqa: PTH118
+    path = join(folder, name)
     try:
         above = Folder.open(folder, root)
         if not name:

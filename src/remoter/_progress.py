@@ -173,7 +173,8 @@ class Terminal:
         encoding = self._stream.encoding or "ascii"
         label = label.encode(encoding, "backslashreplace").decode(encoding)
         # One column less than there are: a full line would leave the cursor on the next.
-        parts = _lay_out(label, progress, console.width - 1)
+        spare = 3 if console.width > 40 else 1  # room for the `^C` that a terminal adds
+        parts = _lay_out(label, progress, console.width - spare)
         with console:  # all of it in one write
             console.control(self._erase())
             console.print(*parts, sep="", end="", soft_wrap=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._ssh import Ssh
 
 SECTIONS = {
-    "Everyday": ("server", "client", "batch"),
+    "Everyday": ("server", "client", "batch", "cp"),
     "Sessions": ("ls", "stop", "restart", "interrupt", "log"),
     "Setting up": ("relay", "keys", "doctor"),
 }
