@@ -36,7 +36,7 @@ from data_peers import (
 )
 from machine import Machine
 from peers import Remoter, free_port
-from raw import Raw
+from raw import Raw, RawInto
 from table import milliseconds, row, timed
 
 MEGABYTE = memory.MEGABYTE
@@ -155,28 +155,31 @@ OTHERS = {"dask": lambda _: Dask(), "ipyparallel": lambda _: Ipyparallel()}
 def numpy():
     count = scaled(100_000_000)
     path = tempfile.mktemp(prefix="rmb-raw-", dir="/tmp")
-    near, far = "raw CURVE, unix socket", "raw CURVE, TCP"
+    near, far, held = "raw CURVE, unix socket", "raw CURVE, TCP", "raw CURVE, unix socket, memory held"
+    filled = "unix socket, into="
     makers = {
         SOCKET: lambda _: Ours(),
         near: lambda _: Raw(f"ipc://{path}", count),
+        held: lambda _: RawInto(f"ipc://{path}-held", count),
         PORT: lambda made: OursByPort(made[SOCKET]),
         far: lambda _: Raw(f"tcp://127.0.0.1:{free_port()}", count),
         **OTHERS,
     }
     try:
         with opened(**makers) as movers:
-            movers["unix socket, into="] = into = OursInto(movers[SOCKET], movers[near].into)
+            movers[filled] = into = OursInto(movers[SOCKET], movers[held].into)
             try:
                 race(
                     "numpy float64",
                     f"floats({count})",
                     movers,
-                    {SOCKET: [near], "unix socket, into=": [near], PORT: [far, "dask", "ipyparallel"]},
+                    {SOCKET: [near], filled: [held], PORT: [far, "dask", "ipyparallel"]},
                 )
             finally:
                 into.close()
     finally:
-        Path(path).unlink(missing_ok=True)
+        for each in (path, f"{path}-held"):
+            Path(each).unlink(missing_ok=True)
 
 
 def pandas():

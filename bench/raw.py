@@ -1,7 +1,8 @@
 """The least that an array has to cost: pyzmq, CURVE, pieces of 1 MiB, eight of them under way, two processes.
 
-DEALER here, ROUTER there; the receiver asks for each piece and copies it into memory that it has.
-No digests, no names, no journal, one thread at each end. This file run as a program is the far end.
+DEALER here, ROUTER there; the receiver asks for each piece and copies it into memory: new memory, as an object
+that is new to the receiver needs it, or memory that it has. No digests, no names, no journal, one thread
+at each end. This file run as a program is the far end.
 """
 
 import subprocess
@@ -55,14 +56,22 @@ def new_socket(context, kind, public, secret):
 class Raw:
     """The near end."""
 
-    has_memory = True  # at both ends, before it is asked for anything
+    has_memory = False
     receiver = "server"
 
     def __init__(self, address, count):
-        self.into = numpy.full(count, 0.0)  # not `zeros`: this memory is there before any clock starts
+        self.count = count
+        self.into = None
         theirs, ours = zmq.curve_keypair(), zmq.curve_keypair()
         self.process = subprocess.Popen(
-            [sys.executable, __file__, address, str(count), *(key.decode() for key in theirs)]
+            [
+                sys.executable,
+                __file__,
+                address,
+                str(count),
+                str(int(self.has_memory)),
+                *(key.decode() for key in theirs),
+            ]
         )
         self.context = zmq.Context()
         self.socket = new_socket(self.context, zmq.DEALER, *ours)
@@ -77,8 +86,9 @@ class Raw:
             raise
 
     def pull(self):
-        receive(self.socket, [], memoryview(self.into).cast("B"))
-        return self.into
+        into = numpy.empty(self.count) if self.into is None else self.into
+        receive(self.socket, [], memoryview(into).cast("B"))
+        return into
 
     def make(self, expression):
         """Nothing: it has it from the start."""
@@ -105,7 +115,17 @@ class Raw:
         self.process.wait()
 
 
-def serve(address, count, public, secret):
+class RawInto(Raw):
+    """The same, into memory that was there and touched before any clock starts."""
+
+    has_memory = True
+
+    def __init__(self, address, count):
+        super().__init__(address, count)
+        self.into = numpy.full(count, 0.0)  # not `zeros`
+
+
+def serve(address, count, has_memory, public, secret):
     """The far end, until it is ended."""
     held = memoryview(samples.floats(int(count))).cast("B")  # what is sent, and where it is put
     socket = new_socket(zmq.Context(), zmq.ROUTER, public.encode(), secret.encode())
@@ -116,7 +136,9 @@ def serve(address, count, public, secret):
         if what == b"read":
             send_piece(socket, [identity], held, rest[0])
         elif what == b"push":
-            receive(socket, [identity], held)
+            into = held if has_memory == "1" else memoryview(numpy.empty(int(count))).cast("B")
+            receive(socket, [identity], into)
+            del into
             socket.send_multipart([identity, b"done"])
         else:
             socket.send_multipart([identity, what])

@@ -577,11 +577,11 @@ assert "polars" not in sys.modules and "remoter" not in sys.modules
 """
 
 
-def test_the_files_alone_are_enough_and_load_only_what_the_object_needs(tmp_path: Path) -> None:
+def test_the_files_alone_are_enough_and_load_only_what_the_object_needs(home: Path) -> None:
     folder = Path(_frames.__file__).parent
     for name in ("_values.py", "_frames.py", "_arrow.py"):
-        shutil.copy(folder / name, tmp_path)
-    command = [sys.executable, "-I", "-W", "error", "-c", BY_PATH, str(tmp_path / "_values.py")]
+        shutil.copy(folder / name, home)
+    command = [sys.executable, "-I", "-W", "error", "-c", BY_PATH, str(home / "_values.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [",a,b", "0,1,x", "1,2,", ""]
