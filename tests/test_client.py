@@ -601,3 +601,11 @@ def test_security_is_never_given_up_by_one_side_alone(serve, home, monkeypatch):
 def test_a_secure_session_refuses_an_insecure_client(served):
     with pytest.raises(remoter.AuthError, match="is secure"):
         remoter.connect(served.name, secure=False)
+
+
+def test_a_session_that_is_just_ending_is_started_anew(served):
+    with served.connect() as session:
+        session.shutdown()
+    with remoter.connect(served.name, start=True, timeout=20) as session:
+        assert session.run("6 * 7").text == "42"
+        session.shutdown()

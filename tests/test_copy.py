@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from remoter import _copy, _files, _folders, _manifest, _paths, _plans, _trees
+from remoter import _files, _folders, _manifest, _paths, _plans, _trees
 from remoter._copy import Copied, Options, download, download_stream, label_of, upload, upload_stream
 from remoter._errors import LinkLostError, TransferError
 from remoter._transfer import Forgotten
@@ -529,6 +529,7 @@ def lying(what, **lies):
         {"mtime_ns": None},
         {"kind": "device"},
         {"name": 5},
+        {"name": "eA=="},
     ],
 )
 def test_an_offer_that_makes_no_sense_is_an_error(carrier, there, here, lies):
@@ -585,6 +586,21 @@ def test_what_nobody_asked_for_is_not_written(there, here, tmp_path):
     assert os.listdir(here) == []
 
 
+def test_what_the_session_says_of_problems_cannot_command_the_terminal(carrier, there, here, monkeypatch):
+    make_tree(there / "data", {"x": b"1"})
+    manifest_of = _manifest.Survey.manifest
+
+    def lie(survey, root=None):
+        manifest = manifest_of(survey, root)
+        manifest.problems = ["\x1b]0;owned\x07" + "x" * 100_000]
+        return manifest
+
+    monkeypatch.setattr(_manifest.Survey, "manifest", lie)
+    (problem,) = download(carrier(), "data", None, Options()).problems
+    assert problem.isprintable()
+    assert len(problem) < 1100
+
+
 def test_a_manifest_that_would_fill_the_memory_is_refused(carrier, there, here):
     make_tree(there / "data", {"x": b"1"})
     with pytest.raises(TransferError, match="too many files"):
@@ -620,7 +636,3 @@ def test_a_copy_needs_no_numpy_and_no_server():
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=15, check=True
     )
     assert done.stdout == "[]\n"
-
-
-def test_all_that_a_session_calls_is_here():
-    assert {"upload", "download", "Options", "Copied", "label_of"} <= set(vars(_copy))

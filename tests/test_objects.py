@@ -449,6 +449,23 @@ def test_nothing_is_left_here_by_a_hundred_transfers(fast):
     )
 
 
+def test_what_crosses_in_the_background_needs_nobody_to_hold_the_session(served):
+    with served.connect() as session:
+        session["x"] = BIG_HERE
+    assert np.array_equal(served.connect().pull("x", background=True).wait(15), BIG_HERE)
+
+
+def test_closing_the_session_ends_what_is_under_way(serve):
+    session = serve(runner="plain").connect()
+    session.run(
+        "class Slow:\n    def __reduce__(self):\n        import time; time.sleep(3600)\nslow = Slow()"
+    )
+    transfer = session.pull("slow", allow_pickle=True, background=True)
+    session.close()
+    with pytest.raises(remoter.RemoterError):
+        transfer.wait(5)
+
+
 def test_an_insecure_session_sends_data_too(serve):
     served = serve(runner="plain", secure=False)
     with pytest.warns(UserWarning, match="not secure"):

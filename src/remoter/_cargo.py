@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -46,6 +47,9 @@ Answered = Callable[["dict[str, Any] | RemoterError"], None]
 MOST_TRANSFERS = 1000
 """Transfers that are remembered; beyond that the oldest is forgotten."""
 
+FORGET = 60.0
+"""Seconds after which a transfer is forgotten that has no stream at the dock (any more)."""
+
 NAP = 0.5
 """Seconds between looks whether anybody still wants what a thread here waits for."""
 
@@ -59,6 +63,7 @@ class Transfer:
         self.answers: dict[bytes, dict[str, Any]] = {}
         self.under_way: dict[bytes, list[Answered]] = {}
         self.streams: set[str] = set()
+        self.touched = time.monotonic()
         self.has_object = False
         self.line: Line | None = None
         self.freight: Freight | None = None
@@ -102,6 +107,7 @@ class Cargo:
             transfer = self.transfers[step.transfer] = Transfer()
             while len(self.transfers) > MOST_TRANSFERS:
                 self._release(next(iter(self.transfers)))
+        transfer.touched = time.monotonic()
         if not all(map(self.dock.known, transfer.streams)):
             transfer.answers.clear()  # nobody came for too long: it begins anew
             transfer.streams.clear()
@@ -113,6 +119,14 @@ class Cargo:
         else:
             transfer.under_way[same] = [answered]
             self._begin(step, transfer, partial(self._settle, transfer, same))
+
+    def tidy(self) -> None:
+        """Now and then: let go of what nobody comes for any more. The dock knows who still may."""
+        before = time.monotonic() - FORGET
+        for id, transfer in list(self.transfers.items()):
+            is_open = any(map(self.dock.known, transfer.streams)) or transfer.under_way
+            if not is_open and transfer.touched < before:
+                self._release(id)
 
     def _settle(self, transfer: Transfer, same: bytes, answer: dict[str, Any] | RemoterError) -> None:
         if isinstance(answer, dict):

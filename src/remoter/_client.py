@@ -157,6 +157,12 @@ def open_session(
         except VersionError as error:
             target.close()
             raise target.other_protocol(error) from None
+        except LinkLostError as error:
+            target.close()
+            if not wish.start or error.id != "ended" or wish.remaining < 1:
+                raise
+            time.sleep(0.05)  # it was just about to end: another one is started in its place
+            target = find(parse(addr, port), wish)
         except BaseException:
             target.close()
             raise
@@ -189,7 +195,7 @@ class Session:
         self._inbox = Inbox(self._client, ask)
         self._link = target.link(self._inbox, self._client, all=all)
         self._inbox.link = self._link
-        self._crossing = Crossing(target, self._link, self._inbox, trust)
+        self._crossing = Crossing(weakref.ref(self), target, self._link, self._inbox, trust)
         weakref.finalize(self, self._link.abandon).atexit = False
         if target.ssh is not None:
             weakref.finalize(self, target.ssh.abandon).atexit = False
@@ -435,7 +441,8 @@ class Session:
     # --- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the connection; the session and its runs go on."""
+        """Close the connection; the session and its runs go on, transfers do not."""
+        self._crossing.close()
         self._link.close()
         self._target.close()
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
+from ._connection import Place
 from ._errors import LinkLostError, TransferError, VersionError
 from ._link import Link
 from ._run import AskPerson, Inbox, Run
 from ._target import Target
 
 if TYPE_CHECKING:
-    from ._transfer import Carrier, Progress
+    from ._transfer import Carrier, Progress, Transfer
 
 QUERY_TIMEOUT = 30.0
 """Seconds for an answer of the server."""
@@ -57,10 +59,20 @@ def outcome(future: Future[dict[str, Any]], timeout: float, where: str) -> dict[
 
 
 class Crossing:
-    """The data side of one `Session`."""
+    """The data side of one `Session`.
 
-    def __init__(self, target: Target, link: Link, inbox: Inbox, trust: bool) -> None:
+    Args:
+        session: gives it, if it still lives; what is under way in the background keeps it alive.
+        target, link, inbox: the session's.
+        trust: whether pickles are opened without asking.
+    """
+
+    def __init__(
+        self, session: Callable[[], Any], target: Target, link: Link, inbox: Inbox, trust: bool
+    ) -> None:
+        self._session = session
         self._target, self._link, self._inbox, self.trust = target, link, inbox, trust
+        self._under_way: weakref.WeakSet[Transfer] = weakref.WeakSet()
 
     def pull(
         self,
@@ -208,9 +220,17 @@ class Crossing:
 
         self._check()
         label = _objects.printable(label)
-        transfer = _transfer.Transfer(id, label, work, ask=self._link.step, place=self._target.data_locator())
+        locate = self._target.data_locator()
+
+        def place() -> Place:
+            self._link.check()  # what has ended has no place, also where nobody else would say so
+            return locate()
+
+        transfer = _transfer.Transfer(id, label, work, ask=self._link.step, place=place)
+        self._under_way.add(transfer)
         transfer.start()
         if background:
+            transfer.session = self._session()
             return transfer
         try:
             with _progress.chosen(progress, label) as show:
@@ -218,6 +238,12 @@ class Crossing:
         except TimeoutError:
             transfer.cancel()
             raise
+
+    def close(self) -> None:
+        """The connection ends, and with it what is under way."""
+        for transfer in list(self._under_way):
+            if transfer.status == "running":
+                transfer.cancel()
 
     def _step(self, what: str, name: str) -> dict[str, Any]:
         """One step that needs no transfer."""

@@ -239,12 +239,14 @@ def is_in_the_way(error: OSError) -> bool:
 
 def dress(folder: Folder, name: str | bytes, descriptor: int | None, mode: int, mtime_ns: int) -> None:
     """Give a file or folder its permissions and its time, as far as the file system has such things."""
-    with contextlib.suppress(OSError):
+    try:
         if descriptor is None:  # Windows
             os.utime(folder.at(name), ns=(mtime_ns, mtime_ns))
         else:
             os.utime(descriptor, ns=(mtime_ns, mtime_ns))
             os.fchmod(descriptor, mode & PERMISSIONS)
+    except OSError:
+        pass
 
 
 def is_same_time(there: int, wanted: int) -> bool:

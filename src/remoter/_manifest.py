@@ -32,6 +32,8 @@ LONGEST_MANIFEST = 512 * 1024 * 1024
 """Bytes: some millions of files. More are better packed into an archive first."""
 
 MOST_PROBLEMS = 1000
+LONGEST_PROBLEM = 1000
+"""How many problems are told, and how many characters of each."""
 
 MANIFEST = "-m"
 """What stands behind a transfer's id in the name of the stream that has its manifest."""
@@ -46,11 +48,11 @@ class Problems:
 
     def add(self, path: bytes | str, why: str) -> None:
         """One more."""
-        self.extend([f"`{shown(path)}`: {why}"])
+        self.extend([f"`{shown(path)[:700]}`: {why}"])
 
     def extend(self, lines: Iterable[str]) -> None:
-        """Some more."""
-        for line in lines:
+        """Some more. They may come from the other end, which may say anything."""
+        for line in (shown(line[:LONGEST_PROBLEM]) for line in lines):
             if len(self._lines) < MOST_PROBLEMS:
                 self._lines[line] = None
             elif line not in self._lines:

@@ -394,6 +394,7 @@ class Session:
         """Once a second: find connections that broke without a word, and a worker that did."""
         self.cursors.drop_silent(lambda: self._pong(0))
         self.engine.check()
+        self.cargo.tidy()
         self.journal.flush()  # a disk that was full is tried again
         self.tidy_handle = self.loop.call_later(TIDY, self._tidy)
 

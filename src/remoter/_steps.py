@@ -170,7 +170,7 @@ def as_step(data: Any, kind: Any) -> Any:
         TransferError: it is something else.
     """
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, kind, builtin_types=(bytes,))  # else text would pass as bytes in base64
     except msgspec.ValidationError as error:
         raise TransferError(
             "what the other end said is not understood", cause=str(error)[:200], id="corrupt"

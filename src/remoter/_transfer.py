@@ -143,6 +143,7 @@ class Transfer:
         place: Callable[[], Place],
     ) -> None:
         self.id = id
+        self.session: Any = None  # kept alive for as long as this is
         self._pid = os.getpid()
         self._carrier = Carrier(id, label, ask, place)
         self._over = threading.Event()
