@@ -190,11 +190,7 @@ class Step(Message, tag="step"):
       are few
     - `push` (`name`, `tree`, `sizes`, `overwrite`, `inline`): `ready`; or, as in `done` at the end of the
       stream, the `name`, a `text` and what was `replaced`
-    - `read` (`path`, `symlinks`, `have` bytes of it with that `stamp`): the `kind`, `path`, `name`, and of a file `size`,
-      `mtime_ns`, `mode` and the `digest` of what is had; of a folder `files`, `size` and the length of its `manifest`
-    - `select` (`wanted`, a bit for each entry of the manifest, `offsets`): the `size` of the stream
-    - `write` (`kind`, `path`, `name`, `size`, `mtime_ns`, `mode`, `overwrite`, `update`, `resume`; of a folder `manifest`
-      and `symlinks`): the `path`; of a file the `position` it goes on from, with the `digest` of what is there, or `skip`
+    - `read`, `write`, `select`: files and folders, as `_steps.py` has it
     - `release`: the transfer is over, or given up
     """
 

@@ -157,6 +157,23 @@ class TreeDone(_Step):
     problems: list[str]
 
 
+STEPS = (
+    Asked,
+    FileOffer,
+    TreeOffer,
+    Select,
+    Digest,
+    Chosen,
+    FileRequest,
+    FilePlace,
+    TreeRequest,
+    TreePlace,
+    Plan,
+    Offset,
+    TreeDone,
+)
+
+
 def as_data(step: msgspec.Struct) -> dict[str, Any]:
     """What is said, as it is sent."""
     data: dict[str, Any] = msgspec.to_builtins(step, builtin_types=(bytes,))
