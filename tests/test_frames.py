@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dateutil.tz
 import hypothesis.extra.numpy as numpy_strategies
 import numpy
 import pandas
@@ -194,8 +195,6 @@ def zones() -> dict[str, Any]:
         "offset": datetime.timezone(datetime.timedelta(minutes=-30)),
         "zoneinfo": zoneinfo.ZoneInfo("America/New_York"),
     }
-    import dateutil.tz
-
     found["dateutil utc"] = dateutil.tz.UTC
     try:
         import pytz
@@ -259,7 +258,14 @@ def test_names_attributes_and_flags_go_along() -> None:
 
 def test_an_attribute_that_cannot_cross_does_not_hold_up_its_frame() -> None:
     frame = pandas.DataFrame({"a": [1]})
-    frame.attrs = {"kept": 1, "object": object(), "class": {"deep": [object]}, "array": numpy.arange(9)}
+    zone = datetime.datetime(2020, 1, 1, tzinfo=dateutil.tz.tzlocal())
+    frame.attrs = {
+        "kept": 1,
+        "object": object(),
+        "class": {"deep": [object]},
+        "array": numpy.arange(9),
+        "at": zone,
+    }
     assert cross(frame).attrs == {"kept": 1}
 
 
@@ -275,6 +281,9 @@ def test_an_empty_frame_comes_back_as_it_was(rows: int) -> None:
     assert_same(pandas.DataFrame(index=range(rows)), cross(pandas.DataFrame(index=range(rows))))
     assert_same(pandas.DataFrame(columns=["a"]), cross(pandas.DataFrame(columns=["a"])))
     assert_same(pandas.Series(dtype=object), cross(pandas.Series(dtype=object)))
+    none = pandas.DataFrame(numpy.empty((rows, 0)))
+    assert_same(none, cross(none))
+    assert_same(FRAME.iloc[:rows, :0], cross(FRAME.iloc[:rows, :0]))
 
 
 # --- what crosses, drawn ---
@@ -496,8 +505,6 @@ def test_a_class_of_the_user_is_not_taken_for_one_of_pandas() -> None:
 
 
 def test_the_zone_of_that_machine_alone_does_not_cross() -> None:
-    import dateutil.tz
-
     with pytest.raises(ValuesError, match="time zone") as caught:
         pack(pandas.Timestamp("2020", tz=dateutil.tz.tzlocal()))
     assert caught.value.kind == "unsafe"

@@ -16,6 +16,8 @@ A type is a name (`"int8"`) or a list (`["timestamp", "us", "UTC"]`). The conten
     struct                           [length, validity, [content of each field]]
     dictionary                       [content of the indices, content of the dictionary]
     extension                        content of its storage
+
+This is one file because it travels with `_values.py` and `_frames.py`, to where nothing of ours is installed.
 """
 
 # ruff: noqa: B905 - `zip` has no `strict` before Python 3.10
@@ -93,7 +95,6 @@ ZONE = re.compile(r"[A-Za-z0-9_+:/-]{1,64}")
 def describe_type(kind: Any) -> Type:
     """The JSON of a type. TypeError: one that does not cross."""
     pyarrow = load("pyarrow")
-
     if isinstance(kind, pyarrow.BaseExtensionType):
         name = kind.extension_name
         if name not in EXTENSIONS or type(kind).__module__.partition(".")[0] != "pyarrow":
@@ -141,7 +142,6 @@ def describe_field(field: Any) -> list[Any]:
 def make_type(kind: Type) -> Any:
     """pyarrow's type of a JSON that `check_type` has passed."""
     pyarrow = load("pyarrow")
-
     if isinstance(kind, str):
         return getattr(pyarrow, kind)()
     name, *parts = kind
@@ -165,7 +165,6 @@ def make_type(kind: Type) -> Any:
 
 def make_field(field: list[Any], metadata: dict[bytes, bytes] | None = None) -> Any:
     pyarrow = load("pyarrow")
-
     name, kind, nullable = field
     return pyarrow.field(name, make_type(kind), nullable, metadata)
 
@@ -231,7 +230,6 @@ def _check_field(field: Any, reader: Reader, depth: int) -> None:
 @functools.lru_cache(maxsize=None)  # noqa: UP033 - Python 3.8
 def _simple_names() -> dict[Any, str]:
     pyarrow = load("pyarrow")
-
     names = ("null", *FIXED, *VARIABLE)
     return {getattr(pyarrow, name)(): name for name in names if hasattr(pyarrow, name)}
 
@@ -261,7 +259,6 @@ def bits_of(kind: Type) -> int | None:
 def flatten(kind: Type, array: Any, writer: Writer) -> Content:
     """The content of an array of this type: its own memory, only the part that belongs to it."""
     pyarrow = load("pyarrow")
-
     name = kind if isinstance(kind, str) else kind[0]
     if name == "extension":
         return flatten(kind[2], array.storage, writer)
@@ -333,7 +330,6 @@ def _bits(buffer: Any, offset: int, length: int) -> Any:
 def _offsets(buffer: Any, width: int, offset: int, length: int) -> tuple[Any, int, int]:
     """The offsets, counted from the first; where the items begin and where they end."""
     pyarrow = load("pyarrow")
-
     if length == 0:
         return bytes(width), 0, 0
     view = _bytes(buffer)[offset * width : (offset + length + 1) * width]
@@ -438,7 +434,6 @@ def _assemble(kind: Type, content: Content, reader: Reader) -> Any:
 def flatten_column(kind: Type, column: Any, writer: Writer) -> list[Content]:
     """The chunks of a column, as they are; many small ones become one, and so do those of one dictionary."""
     pyarrow = load("pyarrow")
-
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     if kind[0] == "dictionary":
         is_whole = len(chunks) > 1 and all(chunk.dictionary.equals(chunks[0].dictionary) for chunk in chunks)
@@ -561,7 +556,6 @@ def _refuse_type(error: TypeError, place: str, writer: Writer) -> NoReturn:
 
 def encode_arrow(value: Any, writer: Writer) -> dict[str, Any] | None:
     pyarrow = load("pyarrow")
-
     if type(value) is pyarrow.Table:
         return {"arrow.table": _flatten_table(value, writer)}
     if type(value) is pyarrow.RecordBatch:
@@ -579,7 +573,6 @@ def encode_arrow(value: Any, writer: Writer) -> dict[str, Any] | None:
 
 def describe_arrow(value: Any) -> str | None:
     pyarrow = load("pyarrow")
-
     name = type(value).__name__
     if type(value) in (pyarrow.Table, pyarrow.RecordBatch):
         return f"{name} {value.num_rows}x{value.num_columns}"
@@ -589,7 +582,6 @@ def describe_arrow(value: Any) -> str | None:
 def _is_array(value: Any) -> bool:
     """Whether it is an array whose class is pyarrow's own."""
     pyarrow = load("pyarrow")
-
     return isinstance(value, pyarrow.Array) and type(value).__module__ == "pyarrow.lib"
 
 
@@ -636,7 +628,6 @@ POLARS = {"null", "string", "large_string", "binary", "large_binary", "struct", 
 
 def encode_polars(value: Any, writer: Writer) -> dict[str, Any] | None:
     polars = load("polars")
-
     if type(value) is polars.LazyFrame:
         hints = ("collect it first: `.collect()`",)
         writer.refuse("kind", "a LazyFrame does not cross: it is a plan that has no rows yet", hints=hints)
@@ -647,7 +638,6 @@ def encode_polars(value: Any, writer: Writer) -> dict[str, Any] | None:
 
 def describe_polars(value: Any) -> str | None:
     polars = load("polars")
-
     if type(value) is polars.DataFrame:
         return f"polars DataFrame {value.height}x{value.width}"
     return f"polars Series {len(value)} {value.dtype}" if type(value) is polars.Series else None
@@ -656,7 +646,6 @@ def describe_polars(value: Any) -> str | None:
 def _flatten_frame(frame: Any, writer: Writer) -> list[Any]:
     """[table, hints]"""
     polars = load("polars")
-
     try:
         table = calmly(frame.to_arrow)
     except ImportError as error:
@@ -665,24 +654,23 @@ def _flatten_frame(frame: Any, writer: Writer) -> list[Any]:
         writer.refuse("unsafe", "a column of this polars frame has no form in Arrow", str(error))
     content = _flatten_table(table, writer, keep_metadata=False)
     # What polars makes of this at the other end, it also makes of no rows, here.
-    empty = _pyarrow_schema(content[0]).empty_table()
-    again = calmly(polars.from_arrow, empty).schema
+    again = calmly(polars.from_arrow, _make_empty(content[0])).schema
     for name, kind in frame.schema.items():
         if again[name] != _without_enum(kind):
             writer.refuse("unsafe", f"column `{name}` of this polars frame does not cross: it is `{kind}`")
     return [content, [_describe_hint(kind, writer) for kind in frame.schema.values()]]
 
 
-def _pyarrow_schema(fields: list[Any]) -> Any:
+def _make_empty(fields: list[Any]) -> Any:
+    """A table without rows."""
     pyarrow = load("pyarrow")
-
-    return pyarrow.schema([make_field(field) for field in fields])
+    schema = pyarrow.schema([make_field(field) for field in fields])
+    return pyarrow.Table.from_arrays([pyarrow.nulls(0, field.type) for field in schema], schema=schema)
 
 
 def _without_enum(kind: Any) -> Any:
     """The type that a column has when its table comes without metadata."""
     polars = load("polars")
-
     if isinstance(kind, polars.Enum):
         return polars.Categorical()
     if isinstance(kind, polars.List):
@@ -694,10 +682,8 @@ def _without_enum(kind: Any) -> Any:
 
 def _describe_hint(kind: Any, writer: Writer) -> Any:
     polars = load("polars")
-
     if isinstance(kind, polars.Enum):
         pyarrow = load("pyarrow")
-
         names = kind.categories.to_list()
         return ["enum", flatten("large_string", pyarrow.array(names, pyarrow.large_string()), writer)]
     if isinstance(kind, polars.List):
@@ -729,7 +715,6 @@ def _check_hint(hint: Any, kind: Type, reader: Reader) -> None:
 def _apply_hint(hint: Any, kind: Any, reader: Reader) -> Any:
     """The polars type of a column that came as `kind`."""
     polars = load("polars")
-
     if hint is None:
         return kind
     word, content = hint

@@ -419,7 +419,8 @@ class ObjectSink:
 
 def _receive(sock: socket.socket | None, into: memoryview) -> int:
     try:
-        size = sock.recv_into(into) if sock is not None else 0
+        # In one system call: the interpreter's thread fills what it can, and nobody is woken for each part.
+        size = sock.recv_into(into, into.nbytes, socket.MSG_WAITALL) if sock is not None else 0
     except OSError:
         size = 0
     if not size:

@@ -7,7 +7,8 @@ order that they have: nothing is copied on its way out. At the other end it is p
 pandas opens its own pickles since 2014, from blocks as they are: every constructor would copy.
 What pandas does not check on that way is checked here.
 
-This is one file because both ends read it as one: what writes a node stands beside what reads it.
+This is one file because it travels with `_values.py`, to where nothing of ours is installed, and because
+for each kind of thing what writes it, what checks it and what builds it belong beside one another.
 From top to bottom: arrays of each kind, texts, time zones and frequencies, indexes, series and
 frames, scalars, and what `format=` makes of a value.
 """
@@ -139,10 +140,11 @@ def _fit_moments(values: Any, reader: Reader) -> Any:
     return fitted
 
 
-def _expect(node: Any, reader: Reader, kinds: str, ndim: int = 1) -> Any:
-    """Check a node that has to be an array of numpy with a dtype of one of these kinds; its facts."""
+def _expect(node: Any, reader: Reader, kinds: str) -> Any:
+    """Check a node that has to be numpy's array in one dimension, with a dtype of one of these kinds; its facts."""
     facts = reader.check(node)
-    if facts.type != "ndarray" or facts.dtype[1:2] not in tuple(kinds) or len(facts.shape) != ndim:
+    is_array = facts.type == "ndarray" and len(facts.shape) == 1
+    if not is_array or re.match(f"[<>|][{kinds}]", facts.dtype) is None:
         reader.refuse(f"an array of {facts.dtype:.40} stands where another should")
     return facts
 
@@ -296,7 +298,7 @@ _FLAVOURS = ("object", "python nan", "python NA", "pyarrow nan", "pyarrow NA")
 def _nothings() -> list[Any]:
     """What may stand in the place of a text, by its number; 0 is a text."""
     pandas = sys.modules["pandas"]
-    return ["", None, float("nan"), pandas.NA, pandas.NaT]
+    return ["", None, sys.modules["numpy"].nan, pandas.NA, pandas.NaT]
 
 
 def _encode_string_array(array: Any, writer: Writer) -> Any:
@@ -306,15 +308,8 @@ def _encode_string_array(array: Any, writer: Writer) -> Any:
         return _encode_text(array._ndarray, "python " + missing, writer)
     column = _column_of(array)
     kind = _arrow.describe_type(column.type)
-    return {
-        "pandas.text": [
-            "pyarrow " + missing,
-            len(array),
-            "arrow",
-            kind,
-            _arrow.flatten_column(kind, column, writer),
-        ]
-    }
+    chunks = _arrow.flatten_column(kind, column, writer)
+    return {"pandas.text": ["pyarrow " + missing, len(array), "arrow", kind, chunks]}
 
 
 def _encode_text(values: Any, flavour: str, writer: Writer) -> dict[str, Any] | None:
@@ -443,7 +438,7 @@ def _text_dtype(flavour: str, reader: Reader) -> Any:
     if flavour == "object":
         return None
     storage, missing = flavour.split()
-    options = {} if missing == "NA" else {"na_value": float("nan")}
+    options = {} if missing == "NA" else {"na_value": _nothings()[2]}
     try:
         return pandas.StringDtype(storage, **options)
     except ImportError:  # no pyarrow here
@@ -729,7 +724,8 @@ def _encode_frame(frame: Any, writer: Writer) -> dict[str, Any]:
     for block in frame._mgr.blocks:
         places = block.mgr_locs.as_array.tolist()
         for rows, values in _pieces(block.values):
-            blocks.append([places[rows], _encode_column(values, frame.columns[places[rows][0]], writer)])
+            if places[rows]:  # there may be blocks of no columns
+                blocks.append([places[rows], _encode_column(values, frame.columns[places[rows][0]], writer)])
     return {"pandas.frame": [columns, index, blocks, _encode_extras(frame, writer)]}
 
 
@@ -797,7 +793,7 @@ def _build_frame(content: Any, reader: Reader) -> Any:
     manager = kind.__new__(kind)
     manager.__setstate__((None, None, None, {"0.14.1": {"axes": [columns, index], "blocks": blocks}}))
     frame = pandas.DataFrame.__new__(pandas.DataFrame)
-    frame.__setstate__({"_mgr": manager, "_typ": "dataframe", "_metadata": [], "attrs": {}})
+    frame.__setstate__({"_mgr": manager, "_typ": "dataframe"})
     return _add_extras(frame, content[3], reader)
 
 
@@ -826,7 +822,9 @@ def _is_simple(value: Any, depth: int = 0) -> bool:
     if kind in (dict, list, tuple):
         items = [*value, *value.values()] if kind is dict else value
         return depth < 10 and all(_is_simple(item, depth + 1) for item in items)
-    return value is None or kind in (bool, int, float, complex, str, bytes, datetime.date, datetime.datetime)
+    if kind is datetime.datetime:
+        return value.tzinfo is None
+    return value is None or kind in (bool, int, float, complex, str, bytes, datetime.date)
 
 
 # --- scalars ---------------------------------------------------------------------------------

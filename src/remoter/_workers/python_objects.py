@@ -115,7 +115,7 @@ class Arrival:
 
 def fill(connection, view):
     while view.nbytes:
-        got = connection.recv_into(view, min(view.nbytes, PIECE))
+        got = connection.recv_into(view, min(view.nbytes, PIECE), socket.MSG_WAITALL)
         if not got:
             raise EOFError("the stream ended too early")
         view = view[got:]

@@ -2131,6 +2131,10 @@ def main(arguments):
     worker = Worker(os.path.abspath(rundir), worker_id, runner, live=False)
 
     def terminate(signum, frame):
+        if os.getpid() != worker.pid:  # a child that was forked just now, and still has our handler
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
         worker.stop("terminated")
         if worker.interrupts.target is not None and not worker.interrupts.depth:
             raise Stopping
