@@ -466,6 +466,79 @@ def test_closing_the_session_ends_what_is_under_way(serve):
         transfer.wait(5)
 
 
+def test_the_value_of_an_expression_that_nobody_waits_for_is_neither_made_nor_kept(fast):
+    kept = "len(__import__('sys').modules['_remoter_objects'].__dict__ and _kept())"
+    fast.run(
+        "import gc, sys\n"
+        "def _kept():\n"
+        "    module = sys.modules['_remoter_objects']\n"
+        "    (objects,) = [each for each in gc.get_objects() if isinstance(each, module.Objects)]\n"
+        "    return [*objects.kept, *objects.offers, *objects.arrivals]"
+    )
+    fast["warm"] = 1
+    transfer = fast.pull("__import__('time').sleep(60)", background=True)
+    wait_for(lambda: fast.info.busy, what="it is being made")
+    transfer.cancel()
+    wait_for(lambda: not fast.info.busy, what="it is interrupted")
+    fast.run("import numpy as np")
+    transfer = fast.pull("np.ones(3_000_000)", background=True)
+    wait_for(lambda: fast._link.unfinished.submits == {} and not fast.info.busy, what="it was made")
+    transfer.cancel()
+    with pytest.raises(TransferError):
+        fast.pull("np.ones(3_000_000) and __import__('time').sleep(60)", timeout=0.05)
+    wait_for(lambda: fast.run(kept).text == "0", what="nothing is kept")
+
+
+def test_many_small_steps_of_one_client_do_not_end_the_transfer_of_another(serve):
+    served = serve(runner="plain")
+    with served.connect() as ana, served.connect() as ben:
+        ana.run(BIG)
+        pulling = ana.pull("big", background=True)
+        for _ in range(1100):
+            assert "small" not in ben
+        assert np.array_equal(pulling.wait(15), BIG_HERE)
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        "class Trap:\n    def __reduce__(self): raise SystemExit(3)",
+        "class Trap:\n    __class__ = property(lambda self: exit())",
+        "class Meta(type):\n    def __getattribute__(cls, name): raise SystemExit(name)\nclass Trap(metaclass=Meta): pass",
+        "Trap = type('DataFrame', (), {'__module__': 'pandas', 'shape': property(lambda self: exit())})",
+    ],
+)
+def test_objects_that_are_traps_are_refused_and_everything_else_still_answers(fast, trap):
+    fast.run(f"{trap}\ntrap = Trap()\nfine = 1")
+    assert "fine" in [variable.name for variable in fast.variables()]
+    for allowed in (False, True):
+        with contextlib.suppress(TransferError):
+            fast.pull("trap", allow_pickle=allowed, timeout=5)
+    assert fast["fine"] == 1
+    assert fast.push("trap", 2).replaced
+    assert fast["trap"] == 2
+
+
+class Bomb:
+    """Opening its pickle raises something that is no Exception."""
+
+    def __reduce__(self):
+        return exit, (3,)
+
+
+def test_a_pickle_that_ends_when_it_is_opened_there_is_an_error_here(fast):
+    with pytest.raises(TransferError):
+        fast.push("bomb", Bomb())
+    assert "bomb" not in fast and fast.run("1").text == "1"
+
+
+def test_a_session_whose_interpreter_died_says_so_and_how_to_go_on(fast):
+    with pytest.raises(remoter.SessionDiedError):
+        fast.run("import os; os._exit(1)")
+    with pytest.raises(remoter.SessionDiedError, match="restart"):
+        fast.pull("x")
+
+
 def test_an_insecure_session_sends_data_too(serve):
     served = serve(runner="plain", secure=False)
     with pytest.warns(UserWarning, match="not secure"):

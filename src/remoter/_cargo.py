@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import collections
 import contextlib
 import importlib.util
 import logging
@@ -45,7 +44,7 @@ log = logging.getLogger("remoter.cargo")
 Answered = Callable[["dict[str, Any] | RemoterError"], None]
 
 MOST_TRANSFERS = 1000
-"""Transfers that are remembered; beyond that the oldest is forgotten."""
+"""Transfers that may be under way; more are refused."""
 
 FORGET = 60.0
 """Seconds after which a transfer is forgotten that has no stream at the dock (any more)."""
@@ -64,7 +63,7 @@ class Transfer:
         self.under_way: dict[bytes, list[Answered]] = {}
         self.streams: set[str] = set()
         self.touched = time.monotonic()
-        self.has_object = False
+        self.is_kept = False  # a run's value waits for it
         self.line: Line | None = None
         self.freight: Freight | None = None
         self.is_over = False
@@ -78,6 +77,7 @@ class Cargo:
         dock: moves the bytes.
         files_root: no path outside of it is read or written; None: any that the user may.
         directory: says where the interpreter works, which relative paths are relative to.
+        give_up: ends the run that makes a value for that transfer, if there is one.
     """
 
     def __init__(
@@ -87,13 +87,15 @@ class Cargo:
         *,
         files_root: Path | None,
         directory: Callable[[], str],
+        give_up: Callable[[str], None],
     ) -> None:
         self.engine = engine
         self.dock = dock
         self.files_root = files_root
         self.directory = directory
+        self.give_up = give_up
         self.loop = asyncio.get_running_loop()
-        self.transfers: collections.OrderedDict[str, Transfer] = collections.OrderedDict()
+        self.transfers: dict[str, Transfer] = {}
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="remoter-paths")
 
     def step(self, step: Step, answered: Answered) -> None:
@@ -104,9 +106,10 @@ class Cargo:
             return
         transfer = self.transfers.get(step.transfer)
         if transfer is None:
+            if len(self.transfers) >= MOST_TRANSFERS:
+                answered(TransferError("too many transfers are under way in this session", id="busy"))
+                return
             transfer = self.transfers[step.transfer] = Transfer()
-            while len(self.transfers) > MOST_TRANSFERS:
-                self._release(next(iter(self.transfers)))
         transfer.touched = time.monotonic()
         if not all(map(self.dock.known, transfer.streams)):
             transfer.answers.clear()  # nobody came for too long: it begins anew
@@ -118,7 +121,19 @@ class Cargo:
             transfer.under_way[same].append(answered)
         else:
             transfer.under_way[same] = [answered]
-            self._begin(step, transfer, partial(self._settle, transfer, same))
+            settle = partial(self._settle, step.transfer, transfer, same)
+            try:
+                self._begin(step, transfer, settle)
+            except Exception as error:  # what makes no sense must not leave its sender waiting
+                log.info("a step that is not understood: %r", error)
+                settle(TransferError(f"the step `{ascii(step.what)[1:-1]}` is not understood", id="step"))
+
+    def expect(self, id: str) -> None:
+        """A run has kept a value for that transfer: if nobody comes for it, it is let go."""
+        if id not in self.transfers:
+            self.transfers[id] = Transfer()
+        self.transfers[id].touched = time.monotonic()
+        self.transfers[id].is_kept = True
 
     def tidy(self) -> None:
         """Now and then: let go of what nobody comes for any more. The dock knows who still may."""
@@ -128,11 +143,16 @@ class Cargo:
             if not is_open and transfer.touched < before:
                 self._release(id)
 
-    def _settle(self, transfer: Transfer, same: bytes, answer: dict[str, Any] | RemoterError) -> None:
+    def _settle(
+        self, id: str, transfer: Transfer, same: bytes, answer: dict[str, Any] | RemoterError
+    ) -> None:
         if isinstance(answer, dict):
             transfer.answers[same] = answer
         for answered in transfer.under_way.pop(same, []):
             answered(answer)
+        is_open = transfer.streams or transfer.under_way or transfer.freight or transfer.is_kept
+        if not is_open and self.transfers.get(id) is transfer:
+            del self.transfers[id]  # that was all of it
 
     def _begin(self, step: Step, transfer: Transfer, settle: Answered) -> None:
         match step.what:
@@ -144,15 +164,22 @@ class Cargo:
                 self._push(step, transfer, settle)
             case "read" | "write" | "select":
                 self._look_at_paths(step, transfer, settle)
+            case _:
+                raise ValueError(step.what)
 
     def _release(self, id: str) -> None:
+        """It is over, or given up. What the interpreter holds for it, or works on for it, goes too."""
         transfer = self.transfers.pop(id, None)
-        if transfer is None:
-            return
-        transfer.is_over = True
-        self._end_streams(id, transfer)
-        if transfer.has_object:
-            self.engine().query({"what": "drop", "transfer": id}, lambda frame: None)
+        self.give_up(id)
+        if transfer is not None:
+            transfer.is_over = True
+            self._end_streams(id, transfer)
+        if transfer is None or transfer.freight is None:
+            self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        """The interpreter need not hold its object any longer."""
+        self.engine().query({"what": "drop", "transfer": id}, lambda frame: None)
 
     def _end_streams(self, id: str, transfer: Transfer) -> None:
         if transfer.line is not None:
@@ -183,24 +210,24 @@ class Cargo:
             if isinstance(answer, dict):
                 if "inline" in answer:
                     answer["inline"] = base64.b64decode(answer["inline"])
-                elif not transfer.is_over:
+                elif transfer.is_over:
+                    self._drop(step.transfer)
+                else:
                     transfer.line = Line(self, step.transfer)
                     transfer.streams.add(step.transfer)
                     self.dock.offer(step.transfer, ObjectSource(transfer.line, sum(answer["sizes"])))
             settle(answer)
 
-        transfer.has_object = True
-        log.info("PULL %s", step.data.get("name") or "a value")
+        log.info("PULL %s", ascii(step.data.get("name") or "a value"))
         self._ask("pack", step, packed)
 
     def _push(self, step: Step, transfer: Transfer, settle: Answered) -> None:
-        log.info("PUSH %s", step.data.get("name"))
+        log.info("PUSH %s", ascii(step.data.get("name")))
         data = step.data
         if "inline" in data:
             inline = base64.b64encode(data["inline"]).decode()
             self._ask("receive", step, settle, inline=inline)
             return
-        transfer.has_object = True
         line = transfer.line = Line(self, step.transfer)
         sink = ObjectSink(line, sum(data["sizes"]))
         question = {**data, "what": "receive", "transfer": step.transfer, "cloudpickle": _cloudpickle()}
@@ -306,7 +333,7 @@ class Line:
                 answered(arrived["answer"])
             elif "answer" in arrived and "socket" in arrived:
                 taken = self._take(arrived["socket"])
-                answered(arrived["answer"] if taken else TransferError(_GONE))
+                answered(arrived["answer"] if taken else TransferError(_GONE, id="gone"))
 
         engine.awaited_streams[stream] = lambda sock: look(socket=sock)
         engine.query(question, lambda frame: look(answer=_answer_of(frame)))
@@ -390,7 +417,7 @@ class ObjectSink:
     def write(self, data: memoryview) -> None:
         """Pass the next bytes on."""
         if self._line.socket is None:
-            raise TransferError(_GONE)
+            raise TransferError(_GONE, id="gone")
         try:
             self._line.socket.sendall(data)
         except OSError:
@@ -400,7 +427,7 @@ class ObjectSink:
     def _explain(self) -> None:
         """The interpreter has closed the line before the end: its answer to `bind` tells why."""
         self._bind()
-        raise TransferError(_GONE)
+        raise TransferError(_GONE, id="gone")
 
     def finish(self) -> dict[str, Any]:
         """All is there: it gets its name."""
@@ -424,5 +451,5 @@ def _receive(sock: socket.socket | None, into: memoryview) -> int:
     except OSError:
         size = 0
     if not size:
-        raise TransferError(_GONE, cause="it has ended, or was restarted")
+        raise TransferError(_GONE, cause="it has ended, or was restarted", id="gone")
     return size

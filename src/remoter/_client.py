@@ -342,7 +342,7 @@ class Session:
             allow_pickle: open a pickle; None: if `connect` said `trust=True`, or this user said "always".
             background: return a `Transfer` at once; its `wait()` gives the object.
             progress: False: no bar; or a function that gets a `Progress` now and then.
-            timeout: seconds to wait; the transfer is then given up, but a run goes on.
+            timeout: seconds to wait; the transfer is then given up, and an expression interrupted.
 
         Raises:
             NameNotFoundError: there is no such object. RunError: the expression raised.

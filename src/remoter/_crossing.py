@@ -5,6 +5,7 @@ What moves data is loaded when some is moved: a client that only runs code start
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import weakref
@@ -13,7 +14,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from ._connection import Place
-from ._errors import LinkLostError, TransferError, VersionError
+from ._errors import LinkLostError, RemoterError, TransferError, VersionError
 from ._link import Link
 from ._run import AskPerson, Inbox, Run
 from ._target import Target
@@ -58,6 +59,12 @@ def outcome(future: Future[dict[str, Any]], timeout: float, where: str) -> dict[
         raise LinkLostError(f"{where} did not answer within {timeout:g} s", id="timeout") from None
 
 
+def _given_up(name: str, timeout: float | None) -> TransferError:
+    from ._transfer import StillRunningError
+
+    return StillRunningError(f"`{name}` did not come within {timeout:g} s: it was given up")
+
+
 class Crossing:
     """The data side of one `Session`.
 
@@ -94,8 +101,7 @@ class Crossing:
         plain = _objects.plain_name(name)
         id = os.urandom(8).hex()
         deadline = None if timeout is None else time.monotonic() + timeout
-        run = None if plain is not None else evaluate(name, id, quiet=background, timeout=timeout)
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        run: Run | None = None
 
         def work(carrier: Carrier) -> Any:
             if run is not None:
@@ -103,11 +109,29 @@ class Crossing:
             return _objects.pull(carrier, plain, format=format, into=into, allow_pickle=allowed)
 
         try:
+            if plain is None:
+                run = self._evaluate(id, lambda: evaluate(name, id, quiet=background, timeout=timeout))
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             return self.carry(id, name, work, background, progress, left)
+        except TimeoutError:
+            raise _given_up(name, timeout) from None
         except TransferError as error:
             if error.id == "unsafe" and not allowed:
                 error.hints = three_ways(name, self._target.where)
             raise
+
+    def _evaluate(self, transfer: str, evaluate: Callable[[], Run]) -> Run:
+        """Have a value made for a transfer; if nobody waits for it any more, it is not to be made, nor kept."""
+        try:
+            return evaluate()
+        except BaseException:
+            self.release(transfer)
+            raise
+
+    def release(self, transfer: str) -> None:
+        """Tell the session that nobody comes for that transfer any more."""
+        with contextlib.suppress(RemoterError):
+            self._link.step(transfer, "release", {})
 
     def pull_asking(self, transfer: str, source: str, ask: AskPerson, *, is_name: bool) -> tuple[Any, int]:
         """An object, and its bytes; who sits here is asked whether a pickle may be opened.
@@ -129,7 +153,7 @@ class Crossing:
             return value, size
         answer = ask_to_open(ask, f"`{source}`", where)
         if answer == "no":
-            self._link.step(transfer, "release", {})
+            self.release(transfer)
             raise refusal
         if answer == "always":
             trust(self._target.locate().server_public, where)

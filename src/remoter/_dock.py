@@ -464,6 +464,8 @@ class Dock:
         if len(berth.outcome) > LONGEST_DATA_MESSAGE:
             berth.outcome = encode(refused_of(TransferError("there is too much to say of what became of it")))
         if berth.is_dropped:
+            if berth.connection is not None:
+                berth.connection.send(encode(_unknown()))  # whoever still waits for it takes the step again
             return
         if isinstance(berth, _Outgoing) and isinstance(outcome, Done):
             self._forget(berth)  # it was the client that said so

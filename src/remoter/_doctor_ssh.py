@@ -453,11 +453,12 @@ def _number(text: str) -> int | None:
 
 
 def _is_answered(path: Path, patience: float) -> bool:
-    """Whether a session listens behind that socket: it speaks first, and ZeroMQ begins with this byte."""
+    """Whether a session listens behind that socket: to how ZeroMQ begins it answers in the same way."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(patience)
         try:
             connection.connect(str(path))
+            connection.sendall(b"\xff" + bytes(7) + b"\x01\x7f")
             return connection.recv(1) == b"\xff"
         except OSError:
             return False

@@ -196,7 +196,7 @@ class Step(Message, tag="step"):
 
     id: int
     transfer: ClientId
-    what: Literal["find", "remove", "pull", "push", "read", "select", "write", "release"]
+    what: str
     data: dict[str, Any] = {}
 
 
@@ -404,11 +404,24 @@ def members(union: types.UnionType) -> tuple[type[Message], ...]:
 
 
 def error_of(refused: Refused) -> RemoterError:
-    """The error that the server names, as ours."""
+    """The error that the server names, as ours; what a terminal would obey in its words is written out."""
     kind = getattr(_errors, refused.error, None)
     if not (isinstance(kind, type) and issubclass(kind, RemoterError)):
         kind = RemoterError
-    return kind(refused.message, cause=refused.cause, hints=refused.hints, id=refused.kind or None)
+    return kind(
+        _shown(refused.message),
+        cause=None if refused.cause is None else _shown(refused.cause),
+        hints=[_shown(hint) for hint in refused.hints],
+        id=_shown(refused.kind) or None,
+    )
+
+
+def _shown(text: str) -> str:
+    """Text of the other end, fit to be printed: control characters become escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
 
 
 def refused_of(error: RemoterError, **more: Any) -> Refused:

@@ -17,6 +17,7 @@ from . import _values
 from ._errors import RunTimeoutError, TransferError
 from ._pieces import MemorySink, MemorySource
 from ._run import Run
+from ._steps import Bound, Found, ObjectOffer, as_step
 from ._transfer import Carrier, Forgotten
 from ._values import Layout, Packed, ValuesError
 
@@ -64,6 +65,7 @@ def as_error(error: ValuesError) -> TransferError:
 
 def await_run(carrier: Carrier, run: Run) -> None:
     """Wait for the run whose value is to cross. Raises what it raised."""
+    carrier.begun()
     carrier.note("waiting for its turn")
     while True:
         carrier.check()
@@ -79,11 +81,11 @@ def await_run(carrier: Carrier, run: Run) -> None:
 class ValueSink:
     """The stream of an object: its buffers, straight into their final memory."""
 
-    def __init__(self, answer: dict[str, Any], into: Any, allow_pickle: bool) -> None:
+    def __init__(self, offer: ObjectOffer, into: Any, allow_pickle: bool) -> None:
         self.position = 0
         self._allow_pickle = allow_pickle
         try:
-            self._layout = Layout(str(answer["tree"]), [_size(size) for size in answer["sizes"]])
+            self._layout = Layout(offer.tree, offer.sizes)
             if self._layout.is_pickle and not allow_pickle:
                 raise unsafe(self._layout.type)
             self._memory = MemorySink(self._layout.allocate(into))
@@ -112,12 +114,6 @@ class ValueSink:
         self._memory.close()
 
 
-def _size(size: Any) -> int:
-    if not isinstance(size, int) or not 0 <= size < 1 << 62:
-        raise TransferError("the session announced an object of an impossible size", id="corrupt")
-    return size
-
-
 def unsafe(kind: str) -> TransferError:
     """The error of an object that comes only as a pickle."""
     return TransferError(
@@ -141,12 +137,12 @@ def pull(carrier: Carrier, name: str | None, *, format: str | None, into: Any, a
     """
     question = {"name": name, "pickle": allow_pickle}
     while True:
-        answer = carrier.step("pull", question)
-        sink = ValueSink(answer, into, allow_pickle)
+        offer: ObjectOffer = as_step(carrier.step("pull", question), ObjectOffer)
+        sink = ValueSink(offer, into, allow_pickle)
         carrier.total(sink.size)
         try:
-            if "inline" in answer:
-                _fill(sink, answer["inline"])
+            if offer.inline is not None:
+                _fill(sink, offer.inline)
             else:
                 carrier.receive(sink, transfer=carrier.id)
         except Forgotten:
@@ -218,12 +214,9 @@ def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: st
 
 
 def _pushed(answer: dict[str, Any], packed: Packed) -> Pushed:
-    replaced = answer.get("replaced")
-    return Pushed(
-        printable(str(answer["name"])),
-        packed.text,
-        printable(str(replaced)) if replaced is not None else None,
-    )
+    bound: Bound = as_step(answer, Bound)
+    replaced = printable(bound.replaced) if bound.replaced is not None else None
+    return Pushed(printable(bound.name), packed.text, replaced)
 
 
 def printable(text: str) -> str:
@@ -238,8 +231,9 @@ def _check_versions(packed: Packed, carrier: Carrier, python: str) -> None:
     """Refuse a pickle that could not be opened there. Raises TransferError."""
     modules = _modules(packed)
     here = _values.versions()
-    theirs = carrier.step("find", {"name": None}).get("versions") or {}
-    their_python = str(theirs.get("python") or python)
+    found: Found = as_step(carrier.step("find", {"name": None}), Found)
+    theirs = found.versions
+    their_python = theirs.get("python") or python
     if "cloudpickle" in modules and _series(here["python"], 2) != _series(their_python, 2):
         raise TransferError(
             f"`{packed.type}` holds code, which only the same version of Python understands",

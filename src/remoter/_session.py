@@ -22,7 +22,7 @@ from ._config import host_name
 from ._cursors import Cursor, Cursors, Send
 from ._dock import Dock
 from ._engines import ENGINES, Engine, WorkerEnd, measure_memory
-from ._errors import RemoterError
+from ._errors import RemoterError, SessionDiedError
 from ._journal import Journal
 from ._ledger import Ledger, queued_data
 from ._messages import (
@@ -106,6 +106,7 @@ class Session:
             dock,
             files_root=Path(files_root) if files_root else None,
             directory=self._directory,
+            give_up=self._give_up,
         )
         self.tidy_handle = self.loop.call_later(TIDY, self._tidy)
 
@@ -187,6 +188,8 @@ class Session:
                 data = {"id": frame["ask"], "hidden": bool(frame.get("hidden"))}
                 self.emit("ask", run=run, text=frame.get("prompt") or "", data=data, frame=number)
             case "done":
+                if current is not None and current.submit.keep:
+                    self.cargo.expect(current.submit.keep)
                 data = {key: frame.get(key) for key in ("status", "elapsed", "exit")}
                 self.emit("done", run=run, data=data, frame=number)
                 self._dispatch()
@@ -476,7 +479,23 @@ class Session:
             else:
                 self.send(identity, Reply(id=step.id, data=answer))
 
-        self.cargo.step(step, answered)
+        if not self.ledger.session and step.what in ("find", "remove", "pull", "push"):
+            name = self.configuration["name"]
+            answered(
+                SessionDiedError(
+                    f"session `{name}` has no interpreter",
+                    cause="it died, or is being started",
+                    hints=f"`remoter restart {name}` starts a new one",
+                )
+            )
+        else:
+            self.cargo.step(step, answered)
+
+    def _give_up(self, transfer: str) -> None:
+        """Nobody waits any more for the value of that transfer's run."""
+        for record in list(self.ledger.live):
+            if record.submit.keep == transfer:
+                self.interrupt(record.id)
 
     def _directory(self) -> str:
         """Where the interpreter works now."""

@@ -1,4 +1,4 @@
-"""What the steps hold by which files and folders cross, typed and checked; on both machines.
+"""What the steps hold by which objects, files and folders cross, typed and checked; on both machines.
 
 Paths are bytes: names on Unix need not be text. A file goes so, from the session and to it:
 
@@ -157,7 +157,33 @@ class TreeDone(_Step):
     problems: list[str]
 
 
+class ObjectOffer(_Step):
+    """An object of the session: what it is, by a tree and the sizes of its buffers; `inline` holds them if they are few."""
+
+    tree: str
+    sizes: list[Size]
+    inline: bytes | None = None
+
+
+class Bound(_Step):
+    """An object has arrived in the session under that name; what had it before."""
+
+    name: str
+    replaced: str | None = None
+
+
+class Found(_Step):
+    """Whether the session has that name, and which versions of what its interpreter has."""
+
+    found: bool = False
+    text: str = ""
+    versions: dict[str, str] = {}
+
+
 STEPS = (
+    ObjectOffer,
+    Bound,
+    Found,
     Asked,
     FileOffer,
     TreeOffer,

@@ -301,6 +301,10 @@ class Carrier:
             self._stepped.discard(name)
         return answer
 
+    def begun(self) -> None:
+        """The server has something of this transfer already, which it lets go at the end."""
+        self._stepped.add(self.id)
+
     def receive(self, sink: Sink, *, transfer: str, compress: bool | None = None) -> dict[str, Any]:
         """Have the stream of that name carried here, into the sink, which is closed then, whatever happens.
 

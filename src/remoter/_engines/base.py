@@ -455,7 +455,7 @@ class Engine:
             return
         self.question += 1
         self.questions[self.question] = answered
-        self.side.send({"type": "query", "id": self.question, **question})
+        self.side.send({**question, "type": "query", "id": self.question})
 
     def interrupt(self, number: int) -> None:
         """Interrupt the run `number`, if it is still the one that runs.

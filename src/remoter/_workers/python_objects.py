@@ -60,6 +60,14 @@ def load(name, path, **how):
     return sys.modules[name]
 
 
+def words_of(error):
+    """An error in one line; its own `__str__` may be anybody's."""
+    try:
+        return "%s: %s" % (type(error).__name__, error)
+    except BaseException:
+        return "an error that cannot be shown"
+
+
 class Offer:
     """An object that is on its way out: its buffers are held, not copied, until it has arrived."""
 
@@ -160,6 +168,10 @@ class Objects:
             return Refusal("TransferError", "not enough memory in the session", kind="memory").answer
         except RecursionError:
             return Refusal("TransferError", "the object is nested too deeply", kind="kind").answer
+        except (
+            BaseException
+        ) as error:  # also SystemExit, by code of the object: whoever asked waits for an answer
+            return Refusal("TransferError", "the session cannot do that", words_of(error)).answer
 
     def keep(self, transfer, value):
         """The value of an expression that was evaluated for that transfer."""
@@ -232,20 +244,16 @@ class Objects:
             raise Refusal("TransferError", "the object is no longer held in the session", kind="unknown")
         offer.asked = time.monotonic()
 
-        def write():
-            try:
-                with self.connect(question["stream"]) as connection:
-                    for piece in offer.pieces(question["offset"]):
-                        connection.sendall(piece)
-                        offer.asked = time.monotonic()
-            except OSError:
-                pass  # nobody wants the rest
+        def write(connection):
+            for piece in offer.pieces(question["offset"]):
+                connection.sendall(piece)
+                offer.asked = time.monotonic()
 
-        threading.Thread(target=write, name="remoter-send", daemon=True).start()
+        self.connect(question["stream"], write)
         return {}
 
-    def connect(self, stream):
-        """A connection of its own to the server; it says when it has found whom it is for."""
+    def connect(self, stream, use):
+        """Have `use` called in a thread with a connection of its own to the server. Raises OSError: there is none."""
         worker = self.worker
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -259,13 +267,21 @@ class Objects:
                 "stream": stream,
             }
             connection.sendall(worker.encode(hello))
-            if not connection.recv(1):
+            if not connection.recv(1):  # it has found whom it is for
                 raise OSError("the server does not want it")
             connection.settimeout(None)
+
+            def run():
+                with connection:
+                    try:
+                        use(connection)
+                    except (OSError, EOFError, ValueError):
+                        pass  # nobody wants the rest, or nobody sends it; or its memory was let go
+
+            threading.Thread(target=run, name="remoter-stream", daemon=True).start()
         except BaseException:
             connection.close()
             raise
-        return connection
 
     # What comes in
 
@@ -283,17 +299,20 @@ class Objects:
             arrival.ended.set()
             return self.bind(question)
 
-        def read():
+        def read(connection):
             try:
-                with self.connect(question["stream"]) as connection:
-                    arrival.take(connection)
+                arrival.take(connection)
                 arrival.is_whole = True
-            except (OSError, EOFError, ValueError):  # cut off, or given up: its memory is released
-                pass
             finally:
+                if not arrival.is_whole:
+                    self.drop(question)
                 arrival.ended.set()
 
-        threading.Thread(target=read, name="remoter-receive", daemon=True).start()
+        try:
+            self.connect(question["stream"], read)
+        except BaseException:
+            self.drop(question)
+            raise
         return {"ready": True}
 
     def check_target(self, name, overwrite):

@@ -1339,11 +1339,13 @@ def short(value, room=60, depth=2):
         return repr(value)
     if kind in CONTAINERS and depth:
         return short_container(value, kind, room, depth)
-    if kind.__module__.split(".")[0] == "numpy" and not getattr(value, "shape", (0,)):
+    if home(kind).split(".")[0] == "numpy" and is_genuine(kind) and not getattr(value, "shape", (0,)):
         return str(value)[:room]
-    if isinstance(value, (type, types.FunctionType)):
-        return "<%s %s>" % ("class" if isinstance(value, type) else "function", value.__qualname__)
-    return "<%s>" % kind.__name__
+    if issubclass(kind, type):
+        return "<class %s>" % type.__dict__["__qualname__"].__get__(value)
+    if kind is types.FunctionType:
+        return "<function %s>" % value.__qualname__
+    return "<%s>" % type.__dict__["__name__"].__get__(kind)
 
 
 def short_container(value, kind, room, depth):
@@ -1362,10 +1364,29 @@ def short_container(value, kind, room, depth):
     return left + ", ".join(parts) + (", …" if len(parts) < len(value) else "") + right
 
 
+def home(kind):
+    """The name of the module of a class, asked past its metaclass: no code of the user runs."""
+    try:
+        name = type.__dict__["__module__"].__get__(kind)
+    except Exception:
+        return ""
+    return name if type(name) is str else ""
+
+
+def is_genuine(kind):
+    """Whether that module has this class under its name: what only says so may do anything when it is asked."""
+    try:
+        return vars(sys.modules.get(home(kind))).get(type.__dict__["__name__"].__get__(kind)) is kind
+    except Exception:
+        return False
+
+
 def measure(value):
     """(shape or None, bytes or None) of a value, from what its type keeps anyway."""
     kind = type(value)
-    if kind.__module__.split(".")[0] in ARRAYS:
+    if home(kind).split(".")[0] in ARRAYS:
+        if not is_genuine(kind):
+            return None, None
         shape = getattr(value, "shape", None)
         size = getattr(value, "nbytes", None)
         try:
@@ -1375,29 +1396,31 @@ def measure(value):
             shape = size = None
         return shape, size
     shape = [len(value)] if kind in CONTAINERS | {str, bytes, bytearray} else None
-    return shape, sys.getsizeof(value) if kind.__module__ == "builtins" else None
+    return shape, sys.getsizeof(value) if home(kind) == "builtins" else None
 
 
 def list_variables(namespace, hidden):
     listed = []
     for name, value in list(namespace.items()):
+        kind = type(value)  # `isinstance` would ask the value's own `__class__`
         if (
-            name.startswith("_")
-            or isinstance(value, types.ModuleType)
+            type(name) is not str
+            or name.startswith("_")
+            or issubclass(kind, types.ModuleType)
             or (name in hidden and hidden[name] is value)
         ):
             continue
-        is_code = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
-        if is_code and getattr(value, "__module__", None) != "__main__":
+        is_class = issubclass(kind, type)
+        is_function = kind in (types.FunctionType, types.BuiltinFunctionType)
+        if (is_class and home(value) != "__main__") or (is_function and value.__module__ != "__main__"):
             continue
         try:
             shape, size = measure(value)
             text = short(value)
         except Exception:
-            shape, size, text = None, None, "<%s>" % type(value).__name__
-        listed.append(
-            {"name": name, "type": type(value).__name__, "shape": shape, "size": size, "text": clean(text)}
-        )
+            shape, size, text = None, None, "<object>"
+        type_name = type.__dict__["__name__"].__get__(kind)
+        listed.append({"name": name, "type": type_name, "shape": shape, "size": size, "text": clean(text)})
     return {"variables": listed}
 
 
@@ -1494,7 +1517,7 @@ class Side(threading.Thread):
         while not self.worker.closed:
             try:
                 self.turn()
-            except Exception:
+            except BaseException:  # objects of the user may raise anything where they are looked at
                 pause(TICK)
 
     def turn(self):
@@ -1568,7 +1591,7 @@ class Side(threading.Thread):
                         self.ask_objects(frame, reply)
                         continue
                     reply["data"] = self.answer(frame)
-                except Exception as problem:
+                except BaseException as problem:
                     reply["error"] = clean("%s: %s" % (type(problem).__name__, problem))
                 self.reply(reply)
                 if self.connection is None:
@@ -1589,7 +1612,10 @@ class Side(threading.Thread):
             self.replies.append(reply)
             self.waker.wake()
 
-        self.worker.load_objects().answer_in_thread(query, answered)
+        if query["what"] == "drop" and self.worker.objects is None:
+            answered({})  # nothing has ever crossed
+        else:
+            self.worker.load_objects().answer_in_thread(query, answered)
 
     def answer(self, query):
         what, code, worker = query["what"], query.get("code", ""), self.worker
