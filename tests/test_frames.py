@@ -586,7 +586,7 @@ assert "polars" not in sys.modules and "remoter" not in sys.modules
 
 def test_the_files_alone_are_enough_and_load_only_what_the_object_needs(home: Path) -> None:
     folder = Path(_frames.__file__).parent
-    for name in ("_values.py", "_frames.py", "_arrow.py"):
+    for name in ("_values.py", "_arrays.py", "_frames.py", "_arrow.py"):
         shutil.copy(folder / name, home)
     command = [sys.executable, "-I", "-W", "error", "-c", BY_PATH, str(home / "_values.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)

@@ -472,7 +472,7 @@ def test_the_value_of_an_expression_that_nobody_waits_for_is_neither_made_nor_ke
         "import gc, sys\n"
         "def _kept():\n"
         "    module = sys.modules['_remoter_objects']\n"
-        "    (objects,) = [each for each in gc.get_objects() if isinstance(each, module.Objects)]\n"
+        "    (objects,) = [each for each in gc.get_objects() if type(each) is module.Objects]\n"
         "    return [*objects.kept, *objects.offers, *objects.arrivals]"
     )
     fast["warm"] = 1

@@ -19,7 +19,6 @@ import struct
 import subprocess
 import sys
 import threading
-import tracemalloc
 import types
 import uuid
 import zoneinfo
@@ -30,13 +29,12 @@ import pytest
 import scipy.sparse
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
-from hypothesis.extra import numpy as some_numpy
 
-from remoter import _values
+from remoter import _arrays, _values
 from remoter._values import Layout, ValuesError, check_name, describe, pack, versions
 
 MODULE = pathlib.Path(_values.__file__)
-quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def receive(packed, into=None, fill=None):
@@ -150,7 +148,7 @@ values = some.recursive(
         some.dictionaries(keys, inner, max_size=3).map(collections.OrderedDict),
         some.builds(collections.deque, some.lists(inner, max_size=3), some.none() | some.integers(3, 9)),
     ),
-    max_leaves=12,
+    max_leaves=9,
 )
 
 
@@ -172,6 +170,50 @@ def test_lists_of_one_kind_come_back_equal_whatever_their_length(kind, data):
         assert_same(value, cross(value))
         assert_same(tuple(value), cross(tuple(value)))
         assert_same(dict(enumerate(value)), cross(dict(enumerate(value))))
+
+
+@settings(quick, max_examples=30)
+@given(some.lists(texts, min_size=1, max_size=4, unique=True), some.data())
+def test_rows_that_are_alike_come_back_equal(names, data):
+    row = some.tuples(*[scalars for _ in names])
+    rows = data.draw(some.lists(row, min_size=1, max_size=3)) * 64
+    for value in (rows, list(map(list, rows)), [dict(zip(names, row, strict=True)) for row in rows]):
+        back = cross([value])[0]
+        assert len(back) == len(value)
+        assert_same(back[:3], value[:3])
+        assert_same(back[-3:], value[-3:])
+
+
+def test_rows_are_turned_into_columns_only_if_each_has_the_same_places():
+    records = [{"name": f"n{number}", "at": (number, 0.5)} for number in range(1000)]
+    assert len(pack(records).tree) < 200
+    odd = {**records[0], "more": 1}
+    for value in [
+        [*records, odd],
+        [odd, *records],
+        [*records, dict(reversed(records[0].items()))],
+        [*records, {"name": 1, 2: 3}],
+        [*records, {}],
+        [{}] * 100,
+        [[]] * 100,
+        [{1: 2}] * 100,
+        [*[(1, 2)] * 100, (1, 2, 3)],
+        [(1, 2**70)] * 100,
+        *([tuple(range(width))] * 64 for width in (63, 64, 65)),
+        [tuple(range(width)) for width in range(100)],
+    ]:
+        assert_same(value, cross(value))
+
+
+def test_no_code_of_the_user_runs_to_compare_the_keys_of_rows():
+    class Key(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            raise AssertionError("ran")
+
+    assert refusal(pack, [{"a": 1}] * 64 + [{Key("b"): 1}]).kind == "unsafe"
 
 
 def test_more_builtins_come_back_equal():
@@ -245,6 +287,17 @@ def test_two_hundred_levels_cross_and_one_more_does_not(wrap):
     error = refusal(pack, wrap(value))
     assert error.kind == "kind"
     assert "200" in error.message
+
+
+def test_rows_of_many_levels_cross_and_a_cycle_of_rows_does_not():
+    value = 1
+    for _ in range(190):
+        value = {"a": value, "b": 2}
+    assert cross([value] * 64) == [value] * 64
+    rows = [{"number": number} for number in range(100)]
+    for row in rows:
+        row["again"] = rows
+    assert "contains itself" in refusal(pack, rows).message
 
 
 def test_a_cycle_is_refused_and_a_deep_stack_is_no_recursion_error():
@@ -341,218 +394,7 @@ def test_containers_that_other_threads_change_cross_or_are_refused():
         thread.join()
 
 
-# --- numpy -----------------------------------------------------------------------------------
-
-plain_dtypes = some.one_of(
-    some_numpy.boolean_dtypes(),
-    some_numpy.integer_dtypes(endianness="?"),
-    some_numpy.unsigned_integer_dtypes(endianness="?"),
-    some_numpy.floating_dtypes(endianness="?", sizes=(16, 32, 64, 128)),
-    some_numpy.complex_number_dtypes(endianness="?"),
-    some_numpy.datetime64_dtypes(endianness="?"),
-    some_numpy.timedelta64_dtypes(endianness="?"),
-    some_numpy.byte_string_dtypes(max_len=8),
-    some_numpy.unicode_string_dtypes(endianness="?", max_len=8),
-    some.sampled_from([np.dtype("V5"), np.dtype("M8[25s]"), np.dtype("m8"), np.dtype(np.clongdouble)]),
-)
-dtypes = some.one_of(plain_dtypes, some_numpy.nested_dtypes(plain_dtypes, max_leaves=6))
-
-
-@some.composite
-def arrays(draw):
-    """Arrays of random bytes, in one order or the other, or with gaps."""
-    base = draw(dtypes)
-    base = base.base
-    shape = draw(some_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
-    order = draw(some.sampled_from("CF"))
-    value = np.ndarray(shape, base, order=order)
-    source = random.Random(draw(some.integers(0, 1000)))
-    if value.nbytes and base.kind != "b" and base.names is None:
-        value[...] = np.frombuffer(source.randbytes(value.nbytes), base.newbyteorder("=")).reshape(shape)
-    elif value.nbytes:
-        value[...] = np.zeros((), base)
-    if value.ndim and draw(some.booleans()):
-        value = value[:: draw(some.sampled_from([2, -1]))]
-    return value
-
-
-@settings(quick, max_examples=250)
-@given(arrays())
-def test_arrays_come_back_to_the_bit(value):
-    assert_same(value, cross(value))
-
-
-def test_no_element_of_an_array_is_lost_or_copied_on_its_way_out():
-    for value in [
-        np.arange(100_000.0),
-        np.asfortranarray(np.random.default_rng(1).random((300, 200))),
-        np.zeros(50_000, "M8[ns]"),
-    ]:
-        packed = pack(value)
-        assert len(packed.buffers) == 1
-        assert np.shares_memory(np.asarray(packed.buffers[0]), value)
-        assert_same(value, receive(packed).build())
-    constant = np.frombuffer(bytes(80_000))
-    assert cross(constant).flags.writeable
-
-
-def test_arrays_own_their_memory_and_can_be_resized():
-    back = cross(np.arange(100_000.0))
-    assert back.flags.owndata
-    back.resize(10, refcheck=True)
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        np.dtype([("a", "<i4"), ("b", ">f8", (2, 3)), ("c", [("d", "S3"), ("e", "U2")])]),
-        np.dtype([("a", "i1"), ("b", "f8")], align=True),
-        np.dtype({"names": ["x", "y"], "formats": ["i2", "f4"], "offsets": [6, 0], "itemsize": 32}),
-        np.dtype([(("title", "a"), "i4"), ("b", "f8")]),
-        np.dtype([("größe", "i4"), ("", "f8")]),
-        np.dtype([]),
-    ],
-    ids=str,
-)
-def test_records_keep_names_offsets_titles_and_padding(dtype):
-    value = np.frombuffer(random.Random(1).randbytes(50 * dtype.itemsize), np.uint8).copy()
-    value = np.ndarray((5, 2), dtype, value.tobytes() or None).copy()
-    back = cross(value)
-    assert back.dtype == value.dtype
-    assert back.dtype.fields == value.dtype.fields
-    assert back.dtype.isalignedstruct == value.dtype.isalignedstruct
-    assert str(back.tolist()) == str(value.tolist())
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        *[
-            np.float64(1.5),
-            np.int8(-3),
-            np.bool_(True),
-            np.float16(0.1),
-            np.longdouble(1) / 3,
-            np.complex64(1j),
-        ],
-        np.datetime64("2020-01-01", "D"),
-        np.timedelta64(5, "25s"),
-        np.str_("a\0"),
-        np.bytes_(b"a\0"),
-        np.void(b"abc"),
-        np.zeros((), [("a", "i4"), ("b", "f8")])[()],
-        np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0],
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_scalars_of_numpy_stay_scalars_of_numpy(value):
-    for back in (cross(value), cross([value] * 100)[37]):
-        assert type(back) is type(value)
-        assert back == value
-        assert back.dtype == value.dtype
-
-
-def test_long_lists_of_numpy_scalars_go_as_one_array():
-    packed = pack(list(np.arange(1000.0)))
-    assert len(packed.tree) < 200
-    assert_same(list(np.arange(1000.0)), receive(packed).build())
-
-
-def test_subclasses_that_numpy_itself_has_are_kept(home):
-    matrix = np.arange(4.0).reshape(2, 2).view(np.matrix)
-    assert_same_array(matrix, cross(matrix))
-    records = np.rec.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")])
-    back = cross(records)
-    assert type(back) is np.recarray
-    assert back.b.tolist() == [2.0, 4.0]
-    mapped = np.memmap(home / "mapped", np.float32, "w+", shape=(3, 4))
-    mapped[:] = 7
-    back = cross(mapped)
-    assert type(back) is np.ndarray
-    np.testing.assert_array_equal(back, mapped)
-
-
-def test_masked_arrays_keep_data_mask_and_fill_value():
-    plain = np.ma.MaskedArray([1.0, 2.0, 3.0])
-    masked = np.ma.MaskedArray([[1, 2], [3, 4]], mask=[[0, 1], [1, 0]], fill_value=-9, hard_mask=True)
-    records = np.ma.MaskedArray([(1, 2.0)], mask=[(0, 1)], dtype=[("a", "i4"), ("b", "f8")])
-    for value in (plain, masked, records):
-        back = cross(value)
-        assert type(back) is np.ma.MaskedArray
-        assert back.dtype == value.dtype
-        assert back.data.tobytes() == value.data.tobytes()
-        assert np.array_equal(np.ma.getmaskarray(back), np.ma.getmaskarray(value))
-        assert (back.mask is np.ma.nomask) == (value.mask is np.ma.nomask)
-        assert back.fill_value == value.fill_value
-        assert back.hardmask == value.hardmask
-    assert cross(np.ma.masked) is np.ma.masked
-
-
-def test_object_arrays_cross_if_their_elements_do():
-    value = np.empty((2, 3), object, order="F")
-    value[0] = [1, "a", None]
-    value[1] = [[1, 2], np.arange(3), {"a": (1,)}]
-    back = cross(value)
-    assert back.shape == (2, 3)
-    assert back.flags.f_contiguous
-    assert_same(back[1, 0], [1, 2])
-    assert_same(back[1, 1], np.arange(3))
-    assert_same_array(np.empty((0, 2), object), cross(np.empty((0, 2), object)))
-    assert refusal(pack, np.array([1, object()])).kind == "unsafe"
-
-
-@pytest.mark.parametrize(
-    "missing", [{}, {"na_object": None}, {"na_object": np.nan}, {"na_object": "?"}], ids=str
-)
-def test_arrays_of_variable_strings_cross_with_what_is_missing(missing):
-    dtype = np.dtypes.StringDType(**missing)
-    value = np.array([["a", "bb" * 50], ["ß\0", missing.get("na_object", "")]], dtype)
-    back = cross(value)
-    assert back.dtype == dtype
-    assert str(back.tolist()) == str(value.tolist())
-
-
-def test_dtypes_that_are_not_of_numpy_need_a_pickle():
-    assert "'O'" in refusal(pack, np.zeros(2, [("a", object)])).message
-    with_units = type("Quantity", (np.ndarray,), {})
-    assert refusal(pack, np.zeros(3).view(with_units)).kind == "unsafe"
-
-
-def test_a_broadcast_array_that_would_not_fit_is_refused_before_it_is_copied(monkeypatch):
-    monkeypatch.setattr(_values, "free_memory", lambda: 10**9)
-    error = refusal(pack, np.broadcast_to(np.float64(1), (10**6, 10**6)))
-    assert error.kind == "memory"
-    assert "8.0 TB" in error.message
-    assert "1.0 GB" in error.cause
-
-
-def test_a_longdouble_of_another_machine_is_refused():
-    packed = pack(np.zeros(3, np.longdouble))
-    error = refusal(Layout, packed.tree.replace("/63", "/112"), [48])
-    assert error.kind == "kind"
-    assert "longdouble" in error.message
-
-
-def test_without_numpy_an_array_cannot_be_opened_and_all_else_can(monkeypatch):
-    packed = pack({"x": np.arange(3)})
-    plain = pack({"x": list(range(100))})
-    monkeypatch.setitem(sys.modules, "numpy", None)
-    error = refusal(receive, packed)
-    assert error.kind == "versions"
-    assert "`numpy` is needed here" in error.message
-    assert receive(plain).build() == {"x": list(range(100))}
-
-
 # --- into ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [10, 100_000])
-@pytest.mark.parametrize("orders", ["CC", "FF", "CF", "FC"])
-def test_an_array_can_be_received_into_one_that_is_there(size, orders):
-    value = np.asarray(np.random.default_rng(1).random((size, 3)), order=orders[0])
-    into = np.zeros((size, 3), order=orders[1])
-    assert cross(value, into=into) is into
-    np.testing.assert_array_equal(into, value)
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
@@ -565,183 +407,6 @@ def test_bytes_can_be_received_into_a_buffer_that_is_there(size):
     assert cross(value, into=into) is into
     assert into == value
     into.append(1)
-
-
-def test_memory_that_does_not_fit_is_refused_before_anything_is_received():
-    value = np.zeros((100, 50))
-    for into in [
-        np.zeros((50, 100)),
-        np.zeros((100, 50), np.float32),
-        np.zeros((200, 50))[::2],
-        np.broadcast_to(np.zeros(50), (100, 50)),
-        bytearray(40_000),
-        [1, 2],
-    ]:
-        assert refusal(cross, value, into=into).kind == "kind"
-    for into in (bytearray(9), bytes(10), memoryview(bytearray(20))[::2], np.zeros(10, np.uint8), "text"):
-        assert refusal(cross, bytes(10), into=into).kind == "kind"
-    assert "list" in refusal(cross, [1], into=np.zeros(1)).message
-    assert refusal(cross, "text", into=bytearray(4)).kind == "kind"
-
-
-def test_bytes_and_arrays_are_received_into_their_last_place():
-    size = 20_000_000
-    for value in (bytes(size), np.zeros(size // 8)):
-        packed = pack(value)
-        tracemalloc.start()
-        try:
-            layout = receive(packed)
-            back = layout.build()
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < 1.1 * size
-        assert len(back) == len(value)
-
-
-# --- scipy, torch, other tensors -------------------------------------------------------------
-
-FORMATS = [
-    form + flavour
-    for form in ("csr", "csc", "coo", "bsr", "dia", "lil", "dok")
-    for flavour in ("_matrix", "_array")
-]
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("dtype", [np.float64, np.int8, np.bool_, np.complex128])
-def test_sparse_matrices_come_back_in_their_format(name, dtype):
-    dense = (np.random.default_rng(1).random((60, 44)) > 0.8).astype(dtype) * 3
-    for content in (dense, dense[:0], dense[:1], np.zeros_like(dense)):
-        value = getattr(scipy.sparse, name)(content.astype(dtype))
-        back = cross(value)
-        assert type(back) is type(value)
-        assert (back.dtype, back.shape, back.nnz) == (value.dtype, value.shape, value.nnz)
-        np.testing.assert_array_equal(back.toarray(), value.toarray())
-        if value.nnz:
-            np.testing.assert_array_equal((back @ back.T).toarray(), (value @ value.T).toarray())
-
-
-def test_sparse_matrices_with_blocks_duplicates_and_unsorted_indices_stay_right():
-    blocks = scipy.sparse.bsr_array(np.kron(np.eye(3), np.ones((2, 4))), blocksize=(2, 4))
-    assert cross(blocks).blocksize == (2, 4)
-    twice = scipy.sparse.coo_matrix(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2))
-    assert cross(twice).toarray()[0, 1] == 3
-    assert cross(twice).tocsr().nnz == 1
-    unsorted = scipy.sparse.csr_array(
-        (np.array([1.0, 2.0]), np.array([2, 0]), np.array([0, 2])), shape=(1, 3)
-    )
-    assert not cross(unsorted).has_sorted_indices
-    assert cross(unsorted)[0, 0] == 2
-    one = scipy.sparse.csr_array(np.array([0, 1.0, 2.0]))
-    np.testing.assert_array_equal(cross(one).toarray(), one.toarray())
-    three = scipy.sparse.coo_array(np.arange(8.0).reshape(2, 2, 2))
-    np.testing.assert_array_equal(cross(three).toarray(), three.toarray())
-
-
-@pytest.mark.parametrize(
-    "name", ["csr_array", "csc_matrix", "coo_array", "bsr_matrix", "dia_array", "lil_matrix"]
-)
-@pytest.mark.parametrize("wrong", [-100, 10**6, -(2**31), 2**31 - 1])
-def test_a_wrong_index_in_a_sparse_matrix_is_found_before_it_is_used(name, wrong):
-    dense = np.kron(np.eye(4), np.ones((2, 2)))
-    packed = pack(getattr(scipy.sparse, name)(dense))
-    *_, places = json.loads(packed.tree)["value"]["sparse"]
-    for node in places[1:]:
-        offset, size = node["ndarray"][3]
-        for position in range(offset, offset + size, 4):
-            heap = bytearray(packed.buffers[0])
-            heap[position : position + 4] = struct.pack("<i", wrong)
-            layout = receive(packed._replace(buffers=[memoryview(heap)]))
-            assert refusal(layout.build).kind == "corrupt"
-
-
-class FakeTensor:
-    """What we use of torch.Tensor, over a numpy array."""
-
-    layout, is_quantized, is_nested = "strided", False, False
-
-    def __init__(self, numbers, dtype=None, requires_grad=False, device="cpu"):
-        self.numbers, self.requires_grad = numbers, requires_grad
-        self.dtype = dtype or f"torch.{numbers.dtype}"
-        self.shape, self.device = numbers.shape, types.SimpleNamespace(type=device)
-
-    def detach(self):
-        return FakeTensor(self.numbers, self.dtype)
-
-    resolve_conj = resolve_neg = detach
-
-    def view(self, dtype):
-        return FakeTensor(self.numbers, dtype)
-
-    def numpy(self):
-        if self.dtype == "torch.bfloat16" or self.requires_grad:
-            raise TypeError("numpy has no such numbers")
-        return self.numbers
-
-    def requires_grad_(self):
-        self.requires_grad = True
-        return self
-
-
-FakeTensor.__module__, FakeTensor.__qualname__ = "torch", "Tensor"
-
-
-@pytest.fixture
-def torch(monkeypatch):
-    module = types.ModuleType("torch")
-    module.Tensor, module.strided, module.from_numpy = FakeTensor, "strided", FakeTensor
-    module.nn = types.SimpleNamespace(Parameter=type("Parameter", (FakeTensor,), {}))
-    module.bfloat16, module.int16 = "torch.bfloat16", "torch.int16"
-    monkeypatch.setitem(sys.modules, "torch", module)
-    return module
-
-
-def test_tensors_cross_through_numpy(torch):
-    numbers = np.arange(12, dtype=np.int16).reshape(3, 4)
-    for value in (FakeTensor(numbers), FakeTensor(numbers, "torch.bfloat16", requires_grad=True)):
-        back = cross(value)
-        assert type(back) is FakeTensor
-        assert (back.dtype, back.requires_grad) == (value.dtype, value.requires_grad)
-        assert_same(back.numbers, value.numbers)
-    assert describe(value) == "Tensor (3, 4) bfloat16"
-
-
-def test_a_tensor_is_refused_from_a_gpu_and_where_torch_is_missing(torch, monkeypatch):
-    error = refusal(pack, FakeTensor(np.zeros(3), device="cuda"), pickle=cloudpickle.dumps)
-    assert "`.cpu()`" in error.hints[0]
-    packed = pack(FakeTensor(np.zeros(3)))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    error = refusal(receive, packed)
-    assert error.kind == "versions"
-    assert ".numpy()" in error.hints[0]
-
-
-class SomeTensor:
-    dtype, shape, device = np.dtype("f8"), (3,), 1
-
-    def __dlpack__(self, **options):
-        return np.arange(3.0).__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return (self.device, 0)
-
-
-def test_tensors_of_other_libraries_come_back_as_arrays():
-    assert_same(cross(SomeTensor()), np.arange(3.0))
-    interface = types.new_class("Interface")
-    interface.dtype, interface.shape = np.dtype("f8"), (3,)
-    interface.__array_interface__ = np.arange(3.0).__array_interface__
-    keep = np.arange(3.0)
-    interface.__array_interface__ = keep.__array_interface__
-    assert_same(cross(interface()), keep)
-    on_gpu = SomeTensor()
-    on_gpu.device = 2
-    assert "CPU" in refusal(pack, on_gpu).message
-    broken = type("Broken", (SomeTensor,), {"__dlpack_device__": lambda self: 1 / 0})
-    assert refusal(pack, broken()).kind == "unsafe"
-    labelled = type("Table", (), {"dtype": 1, "shape": 1, "__array__": lambda self: np.zeros(3)})
-    assert refusal(pack, labelled()).kind == "unsafe"
 
 
 # --- what does not cross, and pickles --------------------------------------------------------
@@ -909,6 +574,8 @@ def examples():
             [True] * 100,
             ["a", "b\0"] * 50,
             ["a"] * 100,
+            [{"a": n, "b": "x"} for n in range(70)],
+            [(n, [n, 1.5]) for n in range(70)],
             (1, {2}, frozenset([3]), range(4), slice(5), ..., 1j),
             (datetime.datetime.now(zoneinfo.ZoneInfo("UTC")), datetime.timedelta(1), decimal.Decimal(1)),
             (
@@ -946,7 +613,10 @@ odd_nodes = some.one_of(
     some.sampled_from(
         [
             {"pickle": [[0, 1], []]},
+            {"nosuch": []},
             {"pandas.nosuch": []},
+            {"arrow.nosuch": {}},
+            {"numpy.nosuch": 1},
             {"__class__": 1},
             {"ndarray": ["O", [1], "C", 0, "ndarray"]},
         ]
@@ -987,7 +657,7 @@ def little_memory(monkeypatch):
     monkeypatch.setattr(_values, "free_memory", lambda: 50_000_000)
 
 
-@settings(quick, max_examples=600)
+@settings(quick, max_examples=220)
 @given(some.sampled_from(EXAMPLES), some.data())
 def test_a_tree_that_was_tampered_with_is_refused_and_nothing_else(little_memory, packed, data):
     tree = json.loads(packed.tree)
@@ -1002,7 +672,7 @@ def test_a_tree_that_was_tampered_with_is_refused_and_nothing_else(little_memory
     open_hostile(json.dumps(tree), sizes, data.draw(some.sampled_from([None, b"\0", b"\xff", b"\x07\0\0\0"])))
 
 
-@settings(quick, max_examples=250)
+@settings(quick, max_examples=150)
 @given(some.sampled_from(EXAMPLES), some.data())
 def test_text_that_was_tampered_with_is_refused_and_nothing_else(little_memory, packed, data):
     position = data.draw(some.integers(0, len(packed.tree)))
@@ -1011,7 +681,7 @@ def test_text_that_was_tampered_with_is_refused_and_nothing_else(little_memory, 
     open_hostile(tree, [len(buffer) for buffer in packed.buffers])
 
 
-@settings(quick, max_examples=300)
+@settings(quick, max_examples=150)
 @given(some.sampled_from(EXAMPLES), some.binary(min_size=1, max_size=64))
 def test_any_bytes_in_the_buffers_make_a_value_or_an_error(packed, contents):
     open_hostile(packed.tree, [len(buffer) for buffer in packed.buffers], contents)
@@ -1024,7 +694,9 @@ def test_any_bytes_in_the_buffers_make_a_value_or_an_error(packed, contents):
         lambda inner: (
             some.lists(inner, max_size=4)
             | some.dictionaries(
-                some.sampled_from([*_values._CODECS, "value", "heap", "tree", "type", "pickle"]),
+                some.sampled_from(
+                    [*_values._CODECS, *_arrays.decoders, "value", "heap", "tree", "type", "pickle"]
+                ),
                 inner,
                 max_size=3,
             )
@@ -1067,16 +739,25 @@ def test_made_up_trees_are_refused_and_nothing_else(little_memory, tree):
         ),
         ('{"value":{"set":[{"range":[0,1000000000000,1]}]}}', []),
         ('{"value":{"Fraction":["1e1000000000",1]}}', []),
+        ('{"value":{"rows":["tuple",null,[[1,2],[1]]]}}', []),
+        ('{"value":{"rows":["tuple",null,[]]}}', []),
+        ('{"value":{"rows":["tuple",null,[{"range":[0,1000000000000,1]}]]}}', []),
+        ('{"value":{"rows":["dict",["a"],[[1],[2]]]}}', []),
+        ('{"value":{"rows":["dict",[["a"]],[[1]]]}}', []),
+        ('{"value":{"rows":["set",null,[[1]]]}}', []),
+        ('{"value":{"texts":[1,0,null]}}', [100]),
+        ('{"value":{"strings":[[8],true,[],{"bytes":0}]}}', [8]),
         ('{"value":{"nosuch":1}}', []),
         ('{"value":{"a":1,"b":2}}', []),
         ('{"tree":0,"pickle":false,"type":"list"}', [8, 8]),
     ],
-    ids=range(25),
+    ids=range(33),
 )
 def test_a_tree_that_makes_no_sense_is_refused_at_once(tree, sizes):
     def open_it():
         layout = Layout(tree, sizes)
-        layout.allocate()
+        for view in layout.allocate():
+            view[:] = bytes(len(view))
         layout.build()
 
     assert refusal(open_it).kind == "corrupt"
@@ -1107,7 +788,7 @@ def test_free_memory_is_known_on_linux():
 
 def test_a_long_tree_comes_as_a_buffer_and_all_in_it_is_right():
     value = {
-        "many": [{str(n): [n, (n,), "é"]} for n in range(25_000)],
+        "many": [{str(n): [n, (n,), "é"]} for n in range(2500)],
         "array": np.arange(100_000, dtype=np.uint8).reshape(100, 1000),
         "fortran": np.asfortranarray(np.arange(100_000.0).reshape(100, 1000)),
         "bytes": bytes(100_000),
@@ -1209,15 +890,21 @@ def test_versions_and_builtins_import_no_library():
 # --- a file that travels ---------------------------------------------------------------------
 
 
-def test_the_file_is_python_3_8_and_needs_nothing_but_the_standard_library():
-    tree = ast.parse(MODULE.read_text(encoding="utf-8"), feature_version=(3, 8))
+@pytest.mark.parametrize("module", [_values, _arrays], ids=lambda module: module.__name__)
+def test_the_files_are_python_3_8_and_need_nothing_but_the_standard_library(module):
+    text = pathlib.Path(module.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(text, feature_version=(3, 8))
     imported = {
         name.name.partition(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import)
         for name in node.names
     }
-    imported |= {node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {
+        node.module.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level  # ours: for the types only
+    }
     assert imported <= sys.stdlib_module_names
 
 
@@ -1253,10 +940,10 @@ decoders = {"pandas.box": (check, build)}
 '''
 
 
-def test_frames_plug_in_from_beside_when_we_are_loaded_by_path(tmp_path, monkeypatch):
+def test_frames_plug_in_from_beside_when_we_are_loaded_by_path(home, monkeypatch):
     for name, text in [("_values.py", MODULE.read_text(encoding="utf-8")), ("_frames.py", FRAMES)]:
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    ours = load(tmp_path / "_values.py")
+        (home / name).write_text(text, encoding="utf-8")
+    ours = load(home / "_values.py")
     monkeypatch.setitem(sys.modules, "pandas.boxes", types.ModuleType("pandas.boxes"))
     kind = type("Box", (), {"__module__": "pandas.boxes", "content": bytes(100_000), "more": [1, (2,)]})
     assert (

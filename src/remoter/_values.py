@@ -1,15 +1,18 @@
-"""Values as a JSON tree with buffers beside it, and back; on the client, and in the user's own interpreter.
+"""Values as a JSON tree with buffers beside it, and back; on the client and in the user's interpreter.
 
 `pack` makes the two of a value, without a copy of anything large; `Layout` checks all that the
 other end says, gives the memory to receive into, and builds the value. What comes from the peer
 is hostile: nothing in it is evaluated or looked up by name, and memory is taken only for what fits.
 
-This is one file because it travels: it runs in any Python from 3.8 on with nothing but the standard library,
-also where remoter is not installed, and is then loaded by its path. `_frames.py` beside it adds
-pandas, polars and pyarrow. From top to bottom: words and limits, packing, the layout, builtins,
-numpy, scipy, torch and other tensors.
+It travels: it runs in any Python from 3.8 on with nothing but the standard library, also where remoter
+is not installed, and is then loaded by its path. It is one file because all of it is needed for the
+smallest value. Objects of libraries have files of their own, found beside it when such an object or its tag
+is met: `_arrays.py` (numpy, scipy, torch, other tensors) and `_frames.py` (pandas, polars, pyarrow). To be
+loaded they need nothing of this one: what they use of it is in the `Writer` or `Reader` that they are given.
 
-What crosses without a pickle. Exact types only: a subclass is code.
+From top to bottom: words and limits, packing, the layout, builtins, columns, the tables.
+
+What crosses without a pickle, besides the objects of those libraries. Exact types only: a subclass is code.
 
 | value | comes back as |
 |---|---|
@@ -17,11 +20,6 @@ What crosses without a pickle. Exact types only: a subclass is code.
 | list, tuple, set, frozenset, dict, OrderedDict, Counter, deque, defaultdict of a builtin | itself; one that is met twice becomes two |
 | date, time, datetime, timedelta, timezone, ZoneInfo, Decimal, Fraction, UUID, paths | itself; a path of another system as a pure one |
 | array.array, memoryview | itself; over memory of its own, writable |
-| numpy array, recarray, matrix, masked array, scalar | itself, in C or Fortran order; object arrays if their elements cross |
-| numpy.memmap | ndarray |
-| scipy.sparse csr csc coo bsr dia lil dok, matrix and array | itself |
-| torch.Tensor, Parameter: dense, on the CPU | itself; without its graph |
-| another tensor on the CPU (DLPack, `__array_interface__`) | ndarray |
 
 Named tuples, enums, dataclasses, functions and all other objects need their class, so a pickle.
 Cycles and more than `DEPTH` levels do not cross without one either.
@@ -52,7 +50,7 @@ import sys
 import unicodedata
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 try:
@@ -67,7 +65,7 @@ DEPTH = 200
 """Levels of containers within containers; a cycle has more."""
 
 JSON_DEPTH = 3 * DEPTH + 50  # a dict in a dict costs three brackets
-LONGEST_TREE = 1 << 20  # characters; a longer tree is a buffer itself, as it rides on the control connection
+LONGEST_TREE = 64 << 10  # characters; a longer tree is a buffer itself: the control connection stays free
 LONGEST_PIECE = 32 << 10  # bytes; shorter data shares one buffer, the heap
 MOST_NODES = 20_000_000
 MANY = 64  # elements of one kind from which on they go as one column of numbers or of text
@@ -76,7 +74,9 @@ ATTEMPTS = 5  # to look at a container that another thread changes at the same t
 FREE_ENOUGH = 8 << 20  # bytes that are always taken to be free
 SHARE = 0.8  # of the free memory that one value may take
 PACKAGES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
-FRAMES = ("pandas", "polars", "pyarrow")  # modules whose objects `_frames.py` knows
+ARRAYS = ("numpy", "scipy", "torch")  # packages whose objects `_arrays.py` knows
+ARRAY_TAGS = ("ndarray", "scalar", "scalars", "objects", "strings", "masked", "numpy", "sparse", "tensor")
+FRAMES = ("pandas", "polars", "pyarrow")  # packages whose objects `_frames.py` knows
 FRAME_TAGS = ("pandas", "polars", "arrow")  # what its tags begin with
 
 
@@ -84,11 +84,15 @@ FRAME_TAGS = ("pandas", "polars", "arrow")  # what its tags begin with
 
 
 class ValuesError(Exception):
-    """A value does not cross. `kind` is the id of the TransferError that the caller makes of it."""
+    """A value does not cross: one clean line each of message and cause.
+
+    `kind` is the id of the TransferError that the caller makes of it.
+    """
 
     def __init__(
         self, kind: str, message: str, cause: str | None = None, hints: tuple[str, ...] = ()
     ) -> None:
+        message, cause = clean(message, 1000), None if cause is None else clean(cause, 1000)
         super().__init__(message)
         self.kind, self.message, self.cause, self.hints = kind, message, cause, tuple(hints)
 
@@ -99,7 +103,9 @@ class _TooDeepError(ValuesError):
 
 def clean(text: str, longest: int = 200) -> str:
     """A text from elsewhere in one line: what a terminal would obey is written with backslashes."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+    shown = text[:longest]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     return shown + "..." if len(text) > longest else shown
 
 
@@ -152,14 +158,9 @@ def describe(value: Any) -> str:
     if kind in _SIZED:
         return f"{name} of {len(value)}"
     if root in FRAMES and _is_found(kind):
-        return _frames().describe(value) or name
-    if root == "numpy" and (_is_array(value) or kind is sys.modules["numpy"].ma.MaskedArray):
-        fields = value.dtype.names
-        return f"{name} {value.shape} {value.dtype if fields is None else f'of {len(fields)} fields'}"
-    if root == "scipy" and _is_sparse(value):
-        return f"{name} {'x'.join(map(str, value.shape))} {value.dtype}"
-    if root == "torch" and _is_tensor(value):
-        return f"{name} {tuple(value.shape)} {_torch_type(value)}"
+        return _beside("_frames").describe(value) or name
+    if root in ARRAYS:
+        return _beside("_arrays").describe(value, root) or name
     return name
 
 
@@ -218,24 +219,23 @@ def _afford(size: int, what: str) -> None:
         )
 
 
-_ONLY_PICKLED = "crosses only as a pickle, and opening a pickle runs code that the session chose"
-_frames_module: Any = None
+@functools.lru_cache(maxsize=None)  # noqa: UP033 - Python 3.8
+def _beside(name: str) -> Any:
+    """A module that stands beside us, whether we are part of a package or were loaded by path."""
+    if __package__:
+        return importlib.import_module("." + name, __package__)
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")  # noqa: PTH100, PTH118, PTH120
+    spec = importlib.util.spec_from_file_location(__name__ + name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def _frames() -> Any:
-    """`_frames.py`, which stands beside us, whether we are part of a package or were loaded by path."""
-    global _frames_module
-    if _frames_module is None and __package__:
-        _frames_module = importlib.import_module("._frames", __package__)
-    elif _frames_module is None:
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_frames.py")  # noqa: PTH100, PTH118, PTH120
-        spec = importlib.util.spec_from_file_location(__name__ + "_frames", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        _frames_module = module
-    return _frames_module
+def _refuse_unsafe(what: str) -> NoReturn:
+    message = f"{what} crosses only as a pickle, and opening a pickle runs code that the session chose"
+    raise ValuesError("unsafe", message)
 
 
 @contextlib.contextmanager
@@ -341,17 +341,14 @@ class Writer:
         """A list that is ours, to change, as a node: one column where all is of one kind."""
         if len(values) >= MANY:
             kinds = set(map(type, values))
-            column = _COLUMNS.get(kinds.pop(), _encode_scalars)(values, self) if len(kinds) == 1 else None
+            column = _COLUMNS.get(kinds.pop(), _encode_foreign)(values, self) if len(kinds) == 1 else None
             if column is not None:
                 return column
-        self._nodes += len(values)
-        self._depth += 1
-        if self._depth > DEPTH or self._nodes > MOST_NODES:
-            self.refuse_depth()
+        self.enter(len(values))
         encoders = _ENCODERS
         for index, value in enumerate(values):  # as flat as can be: the stack has to hold for all levels
             values[index] = encoders.get(type(value), _encode_object)(value, self)
-        self._depth -= 1
+        self.leave()
         return values
 
     def data(self, view: Any) -> Any:
@@ -366,12 +363,33 @@ class Writer:
         self.buffers.append(view)
         return len(self.buffers) - 1
 
+    def enter(self, objects: int) -> None:
+        """One level deeper, where so many objects are."""
+        self._depth += 1
+        self._nodes += objects
+        if self._depth > DEPTH or self._nodes > MOST_NODES:
+            self.refuse_depth()
+
+    def leave(self) -> None:
+        """Up again."""
+        self._depth -= 1
+
+    def afford(self, size: int, what: str) -> None:
+        """Packing takes a copy of that many bytes. Raises ValuesError where they are not free."""
+        _afford(size, what)
+
     def refuse(
         self, kind: str, message: str, cause: str | None = None, hints: tuple[str, ...] = ()
     ) -> NoReturn:
+        """The value does not cross, for a reason of its own."""
         raise ValuesError(kind, message, cause, hints)
 
+    def refuse_unsafe(self, what: str) -> NoReturn:
+        """The value crosses only if pickles are allowed."""
+        _refuse_unsafe(what)
+
     def refuse_depth(self) -> NoReturn:
+        """The value is too large for a tree."""
         if self._nodes > MOST_NODES:
             message = f"the value holds more than `{MOST_NODES}` objects"
             hints = ("put the numbers or texts into an array or a data frame",)
@@ -418,7 +436,7 @@ class Layout:
         sizes: of the buffers, in bytes; from the peer.
 
     Attributes:
-        type: what it says it is ("ndarray"); of a pickle, in the peer's words.
+        type: what it says it is ("ndarray"); of a pickle or a long tree, in the peer's words.
         is_pickle: `build` runs code that the peer chose.
         total: bytes to receive.
     """
@@ -481,15 +499,14 @@ class Layout:
 
     def _aim(self, into: Any) -> bool:
         """Check that what comes fits; True if it comes as one buffer, which can be the caller's own memory."""
-        reader, view = self._reader, None
+        reader, arrays = self._reader, _beside("_arrays")
+        is_array = arrays.is_array(into)
         tag, content = "", cast("Any", None)
         if self._tree_buffer is None and not self.is_pickle and type(self._node) is dict:
             ((tag, content),) = self._node.items()
-        if tag == "ndarray" and _is_array(into):
-            data = content[3]
-            if _fits(into, content, reader):
-                view = _bytes_of(into)
-        elif tag in ("bytes", "bytearray") and not _is_array(into):
+        if tag == "ndarray" and is_array:
+            data, view = content[3], arrays.room_in(into, content, reader)
+        elif tag in ("bytes", "bytearray") and not is_array:
             data = content
             with _blaming("kind", f"{_named(type(into))} is no buffer that can be filled"):
                 view = memoryview(into).cast("B")
@@ -533,7 +550,7 @@ class Layout:
         into = self._into
         if into is None:
             return value
-        if _is_array(into):
+        if _beside("_arrays").is_array(into):
             into[...] = value
         else:
             memoryview(into).cast("B")[:] = value
@@ -601,6 +618,8 @@ def _release(view: memoryview) -> None:
 
 class Reader:
     """Checks nodes, sees that each byte is spoken for once, then makes values of them."""
+
+    facts = Facts  # for those who cannot import it
 
     def __init__(self, sizes: list[int]) -> None:
         self.sizes = sizes
@@ -684,7 +703,14 @@ class Reader:
             raise ValuesError("versions", message, cause=_line(error), hints=hints) from None
 
     def refuse(self, message: str, cause: str | None = None) -> NoReturn:
+        """What the peer says makes no sense."""
         _refuse(message, cause)
+
+    def fail(
+        self, kind: str, message: str, cause: str | None = None, hints: tuple[str, ...] = ()
+    ) -> NoReturn:
+        """It makes sense, and cannot be opened here all the same."""
+        raise ValuesError(kind, message, cause, hints)
 
     # While building.
 
@@ -722,6 +748,7 @@ class Reader:
         return owner.getvalue()
 
     def size_of(self, data: Any) -> int:
+        """Bytes of data."""
         return int(data[1]) if type(data) is list else self.sizes[data]
 
 
@@ -734,8 +761,10 @@ def _codec_of(node: dict[str, Any]) -> Any:
         _refuse("a node has no tag")
     (tag,) = node
     codec = _CODECS.get(tag)
-    if codec is None and tag.partition(".")[0] in FRAME_TAGS:
-        codec = _frames().decoders.get(tag)
+    if codec is None and tag in ARRAY_TAGS:
+        codec = _beside("_arrays").decoders[tag]
+    elif codec is None and tag.partition(".")[0] in FRAME_TAGS:
+        codec = _beside("_frames").decoders.get(tag)
     if codec is None:
         _refuse(f"`{clean(tag, 40)}` is not known here")
     return codec
@@ -809,7 +838,7 @@ def _make_defaultdict(factory: str | None, keys: list[Any], values: list[Any]) -
 def _take_defaultdict(value: Any) -> tuple[Any, ...]:
     names = [name for name, factory in _FACTORIES.items() if factory is value.default_factory]
     if not names:
-        raise ValuesError("unsafe", f"a `defaultdict` of no builtin type {_ONLY_PICKLED}")
+        _refuse_unsafe("a `defaultdict` of no builtin type")
     return (names[0], *_columns_of(value))
 
 
@@ -921,6 +950,12 @@ def _encode_str(value: str, writer: Writer) -> Any:
     return {"str": writer.data(value.encode("utf-8", "surrogatepass"))}
 
 
+def _check_str(content: Any, reader: Reader) -> Facts:
+    size = reader.check_data(content)
+    reader.charge(size)
+    return Facts("str", size)
+
+
 def _build_str(content: Any, reader: Reader) -> str:
     return str(reader.view(content), "utf-8", "surrogatepass")
 
@@ -946,95 +981,21 @@ def _build_bytearray(content: Any, reader: Reader) -> bytearray:
     return owner if type(owner) is bytearray else bytearray(reader.view(content))
 
 
-# Columns: a list whose elements are all of one kind.
+# array.array and memoryview: the same few C numbers.
 
 
-def _encode_numbers(code: str) -> Callable[[list[Any], Writer], Any]:
-    def encode(values: list[Any], writer: Writer) -> Any:
-        try:
-            column = array.array(code, values)
-        except OverflowError:  # an int that needs more than 64 bits
-            return None
-        return {"column": [code, len(values), writer.data(_in_little_endian(column))]}
-
-    return encode
-
-
-def _encode_texts(values: list[str], writer: Writer) -> Any:
-    """The texts, joined by NUL, which few texts contain: to split is much faster than to count characters."""
-    text = "\0".join(values)
-    lengths = None
-    if text.count("\0") != len(values) - 1:
-        text = "".join(values)
-        lengths = writer.nodes(list(map(len, values)))
-    return {"texts": [len(values), writer.data(text.encode("utf-8", "surrogatepass")), lengths]}
-
-
-def _check_column(content: Any, reader: Reader) -> Facts:
-    code, length, data = content
-    size, dtype = _NUMBERS[code]
-    reader.check_data(data, reader.length(length) * size)
-    reader.charge(length * 40)
-    return Facts("list", length, dtype, (length,))
-
-
-def _build_column(content: Any, reader: Reader) -> list[Any]:
-    column = array.array(content[0])
-    column.frombytes(reader.view(content[2]))
-    numbers = _in_little_endian(column).tolist()
-    return numbers if content[0] != "B" else list(map((False, True).__getitem__, numbers))
+def _encode_array_array(value: array.array[Any], writer: Writer) -> Any:
+    if value.typecode not in _CODES:
+        _refuse_unsafe("an `array` of characters")
+    # Copied: as long as a buffer of it is in use, the user could not append to it.
+    data = writer.data(_in_little_endian(value[:]))
+    return {"array": [value.typecode, value.itemsize, [len(value)], data]}
 
 
 def _in_little_endian(column: array.array[Any]) -> array.array[Any]:
     if sys.byteorder == "big":
         column.byteswap()
     return column
-
-
-def _check_texts(content: Any, reader: Reader) -> Facts:
-    length, data, lengths = content
-    reader.charge(reader.check_data(data) + reader.length(length) * 60)
-    if lengths is not None:
-        facts = reader.check(lengths)
-        if (facts.type, facts.length, facts.dtype) != ("list", length, "int"):
-            _refuse("texts have no lengths")
-    return Facts("list", length, "str", (length,))
-
-
-def _build_texts(content: Any, reader: Reader) -> list[str]:
-    length, data, lengths = content
-    text = _build_str(data, reader)
-    if lengths is None:
-        texts = text.split("\0")
-    else:
-        lengths = reader.build(lengths)
-        ends = list(accumulate(lengths))
-        texts = [text[start:end] for start, end in zip([0, *ends], ends)]
-        if min(lengths) < 0 or ends[-1] != len(text):
-            _refuse("texts are longer than they say, or shorter")
-    if len(texts) != length:
-        _refuse("texts are more than they say, or fewer")
-    return texts
-
-
-_NUMBERS = {"d": (8, "float"), "q": (8, "int"), "B": (1, "bool")}
-_COLUMNS: dict[type, Callable[[list[Any], Writer], Any]] = {
-    float: _encode_numbers("d"),
-    int: _encode_numbers("q"),
-    bool: _encode_numbers("B"),
-    str: _encode_texts,
-}
-
-
-# array.array and memoryview: the same few C numbers.
-
-
-def _encode_array_array(value: array.array[Any], writer: Writer) -> Any:
-    if value.typecode not in _CODES:
-        raise ValuesError("unsafe", f"an `array` of characters {_ONLY_PICKLED}")
-    # Copied: as long as a buffer of it is in use, the user could not append to it.
-    data = writer.data(_in_little_endian(value[:]))
-    return {"array": [value.typecode, value.itemsize, [len(value)], data]}
 
 
 def _encode_memoryview(value: memoryview, writer: Writer) -> Any:
@@ -1078,494 +1039,128 @@ def _build_memoryview(content: Any, reader: Reader) -> memoryview:
 _CODES = tuple("bBhHiIlLqQfd")
 
 
-# --- numpy -----------------------------------------------------------------------------------
-#
-# ndarray and scalar: [dtype, shape, order, data, class]. A dtype is numpy's own text for it, matched
-# against a pattern; or of a record {"size", "aligned", "fields": [[name, title, offset, dtype, shape]]}.
-
-_DTYPE = re.compile(
-    r"[<>|](?:b1|[iu][1248]|f[248]|c8|c16|f(?:12|16)/\d+|c(?:24|32)/\d+|[SUV]\d{1,10}"
-    r"|[mM]8(?:\[(?:[1-9]\d{0,8})?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
-)
-_ARRAYS = ("ndarray", "recarray", "matrix")
+# --- columns: lists whose elements are all of one kind -----------------------------------------
 
 
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap, numpy.matrix, numpy.recarray)
+def _encode_numbers(code: str) -> Callable[[list[Any], Writer], Any]:
+    def encode(values: list[Any], writer: Writer) -> Any:
+        try:
+            column = array.array(code, values)
+        except OverflowError:  # an int that needs more than 64 bits
+            return None
+        return {"column": [code, len(values), writer.data(_in_little_endian(column))]}
+
+    return encode
 
 
-def _bytes_of(value: Any) -> memoryview:
-    """The memory of an array that is contiguous in either order."""
-    numpy = sys.modules["numpy"]
-    flat = value.view(numpy.ndarray)
-    flat = (flat if flat.flags.c_contiguous else flat.T).reshape(-1)
-    return memoryview(flat.view(numpy.uint8) if flat.nbytes else bytearray())
+def _encode_texts(values: list[str], writer: Writer) -> Any:
+    """The texts, joined by NUL, which few texts contain: to split is much faster than to count characters."""
+    text = "\0".join(values)
+    lengths = None
+    if text.count("\0") != len(values) - 1:
+        text = "".join(values)
+        lengths = writer.nodes(list(map(len, values)))
+    return {"texts": [len(values), writer.data(text.encode("utf-8", "surrogatepass")), lengths]}
 
 
-def _encode_numpy(value: Any, writer: Writer) -> Any:
-    numpy, kind = sys.modules["numpy"], type(value)
-    if _is_array(value):
-        return _encode_array(value, writer)
-    if kind is numpy.str_ or kind is numpy.bytes_:  # an array would cut NULs off at its end
-        plain = str.__str__(value) if kind is numpy.str_ else bytes(value)
-        return {"numpy": [kind.__name__, writer.node(plain)]}
-    if kind is numpy.ma.MaskedArray:
-        fill = value.__dict__.get("_fill_value")
-        mask = None if value.mask is numpy.ma.nomask else value.mask
-        parts = [value.data, mask, fill, bool(value.hardmask)]
-        return {"masked": [writer.node(part) for part in parts]}
-    if value is numpy.ma.masked:
-        return {"numpy": ["masked", None]}
-    if issubclass(kind, numpy.generic):
-        scalar = numpy.asarray(value)
-        if kind in (scalar.dtype.type, numpy.record) and not scalar.dtype.hasobject:
-            house = "recarray" if kind is numpy.record else "ndarray"
-            return {"scalar": _array_content(scalar, house, writer)}
-    return None
+def _check_column(content: Any, reader: Reader) -> Facts:
+    code, length, data = content
+    size, dtype = _NUMBERS[code]
+    reader.check_data(data, reader.length(length) * size)
+    reader.charge(length * 40)
+    return Facts("list", length, dtype, (length,))
 
 
-def _encode_array(value: Any, writer: Writer) -> Any:
-    house = "ndarray" if type(value).__name__ == "memmap" else type(value).__name__
-    plain = value.view(sys.modules["numpy"].ndarray)
-    if plain.dtype.kind == "T":
-        return _encode_strings(plain, writer)
-    if plain.dtype.kind == "O" and house == "ndarray":
-        order = "C" if plain.flags.c_contiguous or not plain.flags.f_contiguous else "F"
-        return {"objects": [list(plain.shape), order, writer.nodes(list(plain.ravel(order)))]}
-    return {"ndarray": _array_content(plain, house, writer)}
+def _build_column(content: Any, reader: Reader) -> list[Any]:
+    column = array.array(content[0])
+    column.frombytes(reader.view(content[2]))
+    numbers = _in_little_endian(column).tolist()
+    return numbers if content[0] != "B" else list(map((False, True).__getitem__, numbers))
 
 
-def _array_content(value: Any, house: str, writer: Writer) -> list[Any]:
-    dtype = _dtype_content(value.dtype)
-    order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
-    if not value.flags.forc:
-        _afford(value.nbytes, "a copy of the array in one piece")
-        value = value.copy("C")
-    return [dtype, list(value.shape), order, writer.data(_bytes_of(value)), house]
+def _check_texts(content: Any, reader: Reader) -> Facts:
+    length, data, lengths = content
+    reader.charge(reader.check_data(data) + reader.length(length) * 60)
+    if lengths is not None:
+        facts = reader.check(lengths)
+        if (facts.type, facts.length, facts.dtype) != ("list", length, "int"):
+            _refuse("texts have no lengths")
+    return Facts("list", length, "str", (length,))
 
 
-def _dtype_content(dtype: Any) -> Any:
-    """A dtype in words, if it is one of numpy's own and its elements are plain bytes."""
-    numpy = sys.modules["numpy"]
-    if dtype.names is not None and not dtype.hasobject:
-        fields = []
-        for name in dtype.names:
-            inner, offset, *title = dtype.fields[name]
-            base, shape = inner.subdtype or (inner, ())
-            if title and type(title[0]) is not str:
-                break
-            fields.append([name, title[0] if title else None, offset, _dtype_content(base), list(shape)])
-        else:
-            return {"size": dtype.itemsize, "aligned": bool(dtype.isalignedstruct), "fields": fields}
-    text = dtype.str
-    if dtype.kind in "fc" and dtype.itemsize in (12, 16, 24, 32) and text[1:] != "c16":
-        text += f"/{numpy.finfo(numpy.longdouble).nmant}"
-    if dtype.names is not None or not _DTYPE.fullmatch(text) or numpy.dtype(dtype.str) != dtype:
-        raise ValuesError("unsafe", f"an array of `{clean(str(dtype), 80)}` {_ONLY_PICKLED}")
-    return text
+def _build_texts(content: Any, reader: Reader) -> list[str]:
+    length, data, lengths = content
+    text = _build_str(data, reader)
+    if lengths is None:
+        if text.count("\0") != length - 1:  # looked at before memory is taken for them
+            _refuse("texts are more than they say, or fewer")
+        return text.split("\0")
+    lengths = reader.build(lengths)
+    ends = list(accumulate(lengths))
+    if min(lengths) < 0 or ends[-1] != len(text):
+        _refuse("texts are longer than they say, or shorter")
+    return [text[start:end] for start, end in zip([0, *ends], ends)]
 
 
-def _check_dtype(content: Any, reader: Reader) -> int:
-    """Bytes of an element."""
-    if type(content) is str:
-        if not _DTYPE.fullmatch(content):
-            _refuse(f"`{clean(content, 40)}` is no dtype that crosses")
-        text, _, digits = content.partition("/")
-        if digits:
-            numpy = reader.need("numpy")
-            size = numpy.longdouble().itemsize * (2 if text[1] == "c" else 1)
-            if text[2:] != str(size) or digits != str(numpy.finfo(numpy.longdouble).nmant):
-                raise ValuesError("kind", "`longdouble` is another kind of number on this machine")
-        return int(re.findall(r"\d+", text)[0]) * (4 if text[1] == "U" else 1)
-    size, names = reader.length(content["size"]), []
-    for name, title, offset, inner, shape in content["fields"]:
-        names += [name] if title is None else [name, title]
-        end = reader.length(offset) + _check_dtype(inner, reader) * math.prod(map(reader.length, shape))
-        if end > size:
-            _refuse("a field stands outside of its record")
-    if len(set(names)) != len(names) or set(map(type, names)) > {str}:
-        _refuse("a record has two fields of one name")
-    return size
-
-
-def _make_dtype(content: Any) -> Any:
-    numpy = sys.modules["numpy"]
-    if type(content) is str:
-        return numpy.dtype(content.partition("/")[0])
-    fields = content["fields"]
-    record = {
-        "names": [field[0] for field in fields],
-        "titles": [field[1] for field in fields],
-        "offsets": [field[2] for field in fields],
-        "formats": [
-            (_make_dtype(inner), tuple(shape)) if shape else _make_dtype(inner) for *_, inner, shape in fields
-        ],
-        "itemsize": content["size"],
-    }
-    return numpy.dtype(record, align=content["aligned"] is True)
-
-
-def _check_array(content: Any, reader: Reader) -> Facts:
-    dtype, lengths, order, data, house = content
-    shape = tuple(map(reader.length, lengths))
-    if order not in ("C", "F") or house not in _ARRAYS or len(shape) > 64:
-        _refuse("it is no array")
-    size = _check_dtype(dtype, reader) * math.prod(shape)
-    reader.need("numpy")
-
-    def make(_: int) -> tuple[Any, memoryview]:
-        value = _make_array(content)
-        return value, _bytes_of(value)
-
-    reader.check_data(data, size, make)
-    return Facts(house, shape[0] if shape else 0, dtype if type(dtype) is str else "struct", shape)
-
-
-def _make_array(content: Any, memory: memoryview | None = None) -> Any:
-    dtype, shape, order, _, _ = content
-    return sys.modules["numpy"].ndarray(tuple(shape), _make_dtype(dtype), memory, order=order)
-
-
-def _build_array(content: Any, reader: Reader) -> Any:
-    numpy, data, house = sys.modules["numpy"], content[3], content[4]
-    if type(data) is list:
-        value = _make_array(content)
-        _bytes_of(value)[:] = reader.view(data)
-    else:
-        value = _make_array(content, reader.data(data)) if reader.is_late else reader.owners[data]
-    return value if house == "ndarray" else value.view(numpy.matrix if house == "matrix" else numpy.recarray)
-
-
-def _is_numeric(facts: Facts) -> bool:
-    return facts.type == "ndarray" and re.match(r"[<>|][biufc]\d", facts.dtype) is not None
-
-
-def _check_scalar(content: Any, reader: Reader) -> Facts:
-    facts = _check_array(content, reader)
-    if facts.shape:
-        _refuse("a scalar has a shape")
-    return Facts("scalar", 0, facts.dtype)
-
-
-def _build_scalar(content: Any, reader: Reader) -> Any:
-    return _build_array(content, reader)[()]
-
-
-def _fits(into: Any, content: Any, reader: Reader) -> bool:
-    """Check that the array that comes fits into the user's; True if its bytes stand there as they come."""
-    dtype, shape, order, _, house = content
-    flags = into.flags
-    if house != "ndarray" or into.dtype != _make_dtype(dtype) or list(into.shape) != shape:
-        there = f"{tuple(shape)} {_make_dtype(dtype)}"
-        raise ValuesError("kind", f"`into` is {describe(into)}; what comes is {house} {there}")
-    if not flags.writeable or not flags.forc:
-        raise ValuesError("kind", "`into` has to be writable and in one piece (contiguous)")
-    return bool(flags.c_contiguous if order == "C" else flags.f_contiguous)
-
-
-def _encode_scalars(values: list[Any], writer: Writer) -> Any:
-    """A long list of numpy numbers of one type, as the array of them."""
-    numpy, kind = sys.modules.get("numpy"), type(values[0])
-    if numpy is None or _house(kind)[0] != "numpy" or not issubclass(kind, (numpy.number, numpy.bool_)):
+def _encode_rows(rows: list[Any], writer: Writer) -> Any:
+    """Short rows that are all alike, such as points or records: turned, so one list for each place in them."""
+    kind = type(rows[0])
+    if kind is not tuple:
+        rows = list(map(kind.copy, rows))  # another thread may change them
+    places: list[Any] = list(rows[0]) if kind is dict else list(range(len(rows[0])))
+    if not 0 < len(places) < MANY or set(map(len, rows)) != {len(places)}:
         return None
-    if kind is numpy.timedelta64:  # each may have a unit of its own
-        return None
-    return {"scalars": _array_content(numpy.array(values, kind), "ndarray", writer)}
+    if kind is dict:  # names only: to compare other keys could run code of the user's
+        names = set(map(type, chain.from_iterable(rows))) == {str}
+        if not names or not all(map(places.__eq__, map(list, rows))):
+            return None
+    writer.enter(len(rows) * len(places))
+    columns = [writer.nodes(list(map(operator.itemgetter(place), rows))) for place in places]
+    writer.leave()
+    return {"rows": [kind.__name__, writer.nodes(places) if kind is dict else None, columns]}
 
 
-def _check_scalars(content: Any, reader: Reader) -> Facts:
-    facts = _check_array(content, reader)
-    if len(facts.shape) != 1:
-        _refuse("a list has another shape")
-    reader.charge(40 * facts.length)
-    return Facts("list", facts.length, "", facts.shape[:1])
+def _check_rows(content: Any, reader: Reader) -> Facts:
+    kind, keys, columns = content
+    facts = list(map(reader.check, columns))
+    length = facts[0].length
+    fits = all(column.type == "list" and column.length == length for column in facts)
+    if kind == "dict":
+        names = reader.check(keys)
+        fits = fits and names.type == "list" and names.length == len(columns)
+    if not fits or kind not in _ROWS:
+        _refuse("columns do not make rows")
+    reader.charge(length * (100 + 60 * len(columns)))
+    return Facts("list", length, "", (length,))
 
 
-def _build_scalars(content: Any, reader: Reader) -> list[Any]:
-    return list(_build_array(content, reader))
+def _build_rows(content: Any, reader: Reader) -> list[Any]:
+    kind, keys, columns = content
+    rows = zip(*reader.build(columns))
+    if kind == "dict":
+        keys = reader.build(keys)
+        return [dict(zip(keys, row)) for row in rows]
+    return list(rows) if kind == "tuple" else list(map(list, rows))
 
 
-def _check_objects(content: Any, reader: Reader) -> Facts:
-    lengths, order, node = content
-    shape = tuple(map(reader.length, lengths))
-    facts = reader.check(node)
-    if facts.type != "list" or facts.length != math.prod(shape) or order not in ("C", "F") or len(shape) > 64:
-        _refuse("an array has no elements")
-    reader.need("numpy")
-    return Facts("ndarray", shape[0] if shape else 0, "object", shape)
+def _encode_foreign(values: list[Any], writer: Writer) -> Any:
+    """Numbers of numpy, if they are that."""
+    module, _ = _house(type(values[0]))
+    is_numpy = module == "numpy" and sys.modules.get("numpy")
+    return _beside("_arrays").encode_column(values, writer) if is_numpy else None
 
 
-def _build_objects(content: Any, reader: Reader) -> Any:
-    shape, order, node = content
-    numpy, values = sys.modules["numpy"], reader.build(node)
-    flat = numpy.empty(len(values), object)
-    for index, value in enumerate(values):  # one by one: numpy would look into lists and arrays
-        flat[index] = value
-    return flat.reshape(shape, order=order)
-
-
-def _encode_strings(value: Any, writer: Writer) -> Any:
-    """StringDType: its memory is full of pointers, so as texts; where one is missing stands the first of all."""
-    missing = [] if not hasattr(value.dtype, "na_object") else [value.dtype.na_object]
-    if missing and type(missing[0]) not in (type(None), float, str):
-        return None
-    flat = value.astype(object).ravel().tolist()
-    texts = [text if type(text) is str else None for text in flat]
-    return {
-        "strings": [list(value.shape), bool(value.dtype.coerce), writer.node(missing), writer.nodes(texts)]
-    }
-
-
-def _check_strings(content: Any, reader: Reader) -> Facts:
-    lengths, _, missing, texts = content
-    shape = tuple(map(reader.length, lengths))
-    if reader.check(missing).length > 1 or reader.check(texts).length != math.prod(shape):
-        _refuse("an array has no elements")
-    if not hasattr(getattr(reader.need("numpy"), "dtypes", None), "StringDType"):
-        raise ValuesError("versions", "numpy 2 is needed here to open an array of `StringDType`")
-    return Facts("ndarray", shape[0] if shape else 0, "strings", shape)
-
-
-def _build_strings(content: Any, reader: Reader) -> Any:
-    shape, coerce, missing, texts = content
-    numpy, missing = sys.modules["numpy"], reader.build(missing)
-    dtype = numpy.dtypes.StringDType(coerce=coerce, **({"na_object": missing[0]} if missing else {}))
-    flat = [missing[0] if text is None else text for text in reader.build(texts)]
-    return numpy.array(flat, dtype).reshape(shape)
-
-
-def _check_masked(content: Any, reader: Reader) -> Facts:
-    data, mask, fill = map(reader.check, content[:3])
-    if (
-        data.type not in _ARRAYS
-        or (mask.type != "NoneType" and mask.shape != data.shape)
-        or len(content) != 4
-    ):
-        _refuse("a masked array has no data")
-    if fill.type not in ("NoneType", "ndarray") or fill.shape:
-        _refuse("a masked array has no value to fill it with")
-    return data._replace(type="MaskedArray")
-
-
-def _build_masked(content: Any, reader: Reader) -> Any:
-    numpy = sys.modules["numpy"]
-    data, mask, fill = map(reader.build, content[:3])
-    mask = numpy.ma.nomask if mask is None else mask
-    value = numpy.ma.MaskedArray(data, mask=mask, copy=False, hard_mask=content[3] is True)
-    if fill is not None:
-        value.fill_value = fill[()]
-    return value
-
-
-def _check_named(content: Any, reader: Reader) -> Facts:
-    name, node = content
-    if reader.check(node).type != {"str_": "str", "bytes_": "bytes", "masked": "NoneType"}[name]:
-        _refuse("a scalar of numpy is of another kind")
-    reader.need("numpy")
-    return Facts(name)
-
-
-def _build_named(content: Any, reader: Reader) -> Any:
-    numpy, value = sys.modules["numpy"], reader.build(content[1])
-    if value is None:
-        return numpy.ma.masked
-    return numpy.str_(value) if type(value) is str else numpy.bytes_(value)
-
-
-# --- scipy.sparse ----------------------------------------------------------------------------
-#
-# [class, shape, arrays]: data first, then where it belongs. The arrays are set into an empty matrix: the
-# constructors copy. Wrong indices would make scipy read and write anywhere: they are checked before.
-
-_FORMATS = ("csr", "csc", "bsr", "coo", "dia", "lil", "dok")
-_SPARSE = {f"{form}_{flavour}" for form in _FORMATS for flavour in ("matrix", "array")}
-
-
-def _is_sparse(value: Any) -> bool:
-    name = _house(type(value))[1]
-    return name in _SPARSE and type(value) is getattr(sys.modules.get("scipy.sparse"), name, None)
-
-
-def _encode_sparse(value: Any, writer: Writer) -> Any:
-    if not _is_sparse(value) or value.dtype.kind not in "biufc":
-        return None
-    name, shape = type(value).__name__, list(map(int, value.shape))
-    if name[:3] in ("lil", "dok"):
-        value = value.tocoo()
-    if name[:3] in ("csr", "csc", "bsr"):
-        arrays = [value.data, value.indices, value.indptr]
-    elif name[:3] == "dia":
-        arrays = [value.data, value.offsets]
-    else:
-        arrays = [value.data, *(value.coords if hasattr(value, "coords") else (value.row, value.col))]
-    return {"sparse": [name, shape, [writer.node(part) for part in arrays]]}
-
-
-def _check_sparse(content: Any, reader: Reader) -> Facts:
-    name, lengths, nodes = content
-    shape = tuple(map(reader.length, lengths))
-    data, *places = map(reader.check, nodes)
-    form, lengths = name[:3], [place.length for place in places]
-    fits = name in _SPARSE and _is_numeric(data)
-    for place in places:
-        fits = fits and place.type == "ndarray" and len(place.shape) == 1 and place.dtype in ("<i4", "<i8")
-    if form in ("csr", "csc", "bsr"):
-        fits = fits and _fits_compressed(name, shape, data, lengths)
-    elif form == "dia":
-        fits = fits and len(shape) == len(data.shape) == 2 and lengths == [data.length]
-    else:
-        fits = fits and len(data.shape) == 1 and lengths == [data.length] * len(shape)
-        reader.charge(0 if form == "coo" else 200 * data.length + 120 * sum(shape[:1]) * (form == "lil"))
-    if not fits:
-        _refuse("the arrays do not make a sparse matrix")
-    reader.need("scipy.sparse")
-    return Facts(name, shape[0], data.dtype, shape)
-
-
-def _fits_compressed(name: str, shape: tuple[int, ...], data: Facts, lengths: list[int]) -> bool:
-    """Whether there is an index for each number or block, and a start for each row (column) of them, and an end."""
-    if len(shape) == 1:
-        return name == "csr_array" and data.shape == (data.length,) and lengths == [data.length, 2]
-    block = data.shape[1:] if name[:3] == "bsr" else (1, 1)
-    if len(shape) != 2 or len(block) != 2 or 0 in block or shape[0] % block[0] or shape[1] % block[1]:
-        return False
-    starts = (shape[1] if name[:3] == "csc" else shape[0]) // block[0] + 1
-    return len(data.shape) == (3 if name[:3] == "bsr" else 1) and lengths == [data.length, starts]
-
-
-def _build_sparse(content: Any, reader: Reader) -> Any:
-    name, shape, nodes = content
-    data, *places = map(reader.build, nodes)
-    form, sparse = name[:3], sys.modules["scipy.sparse"]
-    _check_places(form, shape, data, places)
-    if form in ("csr", "csc", "bsr"):
-        more = {"blocksize": data.shape[1:]} if form == "bsr" else {}
-        value = getattr(sparse, name)(tuple(shape), **more)
-        value.data, value.indices, value.indptr = data, *places
-    elif form == "dia":
-        value = getattr(sparse, name)(tuple(shape))
-        value.data, value.offsets = data, places[0]
-    else:
-        value = getattr(sparse, "coo" + name[3:])(tuple(shape))
-        value.data, value.has_canonical_format = data, False
-        if hasattr(value, "coords"):
-            value.coords = tuple(places)
-        else:
-            value.row, value.col = places
-        value = value.asformat(form)
-    return value
-
-
-def _check_places(form: str, shape: list[int], data: Any, places: list[Any]) -> None:
-    """Each index is inside of the matrix, and the stretches of the rows follow one another."""
-    numpy = sys.modules["numpy"]
-    if form == "dia":
-        (offsets,) = places
-        limit = sum(shape) + data.shape[1]
-        fits = len(numpy.unique(offsets)) == len(offsets)
-        fits = fits and all(abs(offset) <= limit for offset in offsets.tolist())
-    elif form in ("csr", "csc", "bsr"):
-        indices, starts = places
-        minor = shape[-1] // (data.shape[2] if form == "bsr" else 1) if form != "csc" else shape[0]
-        fits = _are_inside(indices, minor) and starts[0] == 0 and starts[-1] <= len(indices)
-        fits = fits and bool((starts[1:] >= starts[:-1]).all())
-    else:
-        fits = all(map(_are_inside, places, shape))
-    if not fits:
-        _refuse("an index stands outside of the sparse matrix")
-
-
-def _are_inside(indices: Any, limit: int) -> bool:
-    return not len(indices) or bool(indices.min() >= 0 and indices.max() < limit)
-
-
-# --- torch, and other tensors ----------------------------------------------------------------
-#
-# [ndarray, dtype, requires_grad, class]: numpy has no bfloat16: such a tensor goes as integers of its size.
-
-_DISGUISED = {
-    "bfloat16": "int16",
-    **dict.fromkeys(
-        ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), "uint8"
-    ),
+_NUMBERS = {"d": (8, "float"), "q": (8, "int"), "B": (1, "bool")}
+_COLUMNS: dict[type, Callable[[list[Any], Writer], Any]] = {
+    float: _encode_numbers("d"),
+    int: _encode_numbers("q"),
+    bool: _encode_numbers("B"),
+    str: _encode_texts,
+    list: _encode_rows,
+    tuple: _encode_rows,
+    dict: _encode_rows,
 }
-_CPU = 1  # as DLPack numbers devices
-
-
-def _is_tensor(value: Any) -> bool:
-    torch: Any = sys.modules.get("torch")
-    return torch is not None and type(value) in (torch.Tensor, torch.nn.Parameter)
-
-
-def _torch_type(value: Any) -> str:
-    return str(value.dtype).rpartition(".")[2]
-
-
-def _encode_torch(value: Any, writer: Writer) -> Any:
-    torch: Any = sys.modules.get("torch")
-    if not _is_tensor(value) or value.layout is not torch.strided or value.is_quantized or value.is_nested:
-        return None
-    if value.device.type != "cpu":
-        _refuse_device(value, str(value.device), "`.cpu()`")
-    dtype = _torch_type(value)
-    disguise = _DISGUISED.get(dtype)
-    plain = value.detach().resolve_conj().resolve_neg()
-    try:
-        numbers = plain.view(getattr(torch, disguise)).numpy() if disguise else plain.numpy()
-    except TypeError:  # numpy has no such numbers
-        return None
-    name = "Tensor" if type(value) is torch.Tensor else "Parameter"
-    return {"tensor": [writer.node(numbers), dtype if disguise else None, bool(value.requires_grad), name]}
-
-
-def _check_tensor(content: Any, reader: Reader) -> Facts:
-    node, dtype, _, name = content
-    facts = reader.check(node)
-    if not _is_numeric(facts) or name not in ("Tensor", "Parameter"):
-        _refuse("it is no tensor")
-    if dtype is not None and facts.dtype[1:] != {"int16": "i2", "uint8": "u1"}[_DISGUISED[dtype]]:
-        _refuse("a tensor is of another type")
-    reader.need("torch", hints=("pull it as an array: the expression `NAME.detach().numpy()`",))
-    return Facts(name, facts.length, dtype or facts.dtype, facts.shape)
-
-
-def _build_tensor(content: Any, reader: Reader) -> Any:
-    torch: Any = sys.modules["torch"]
-    node, dtype, gradient, name = content
-    value = torch.from_numpy(reader.build(node))
-    if dtype is not None:
-        value = value.view(getattr(torch, dtype))
-    if name == "Parameter":
-        return torch.nn.Parameter(value, requires_grad=gradient is True)
-    return value.requires_grad_() if gradient is True else value
-
-
-def _encode_tensor_like(value: Any, writer: Writer) -> Any:
-    """A tensor of another library, as a numpy array; not what can merely become one, such as a table with labels."""
-    numpy: Any = sys.modules.get("numpy")
-    classes = type.__dict__["__mro__"].__get__(type(value))
-    known = {name for kind in classes for name in type.__dict__["__dict__"].__get__(kind)}
-    if numpy is None or not {"dtype", "shape"} <= known or not {"__dlpack__", "__array_interface__"} & known:
-        return None
-    if numpy.ndarray in classes:  # with a meaning of its own, such as units
-        return None
-    try:
-        device = value.__dlpack_device__()[0] if "__dlpack_device__" in known else _CPU
-        if device != _CPU:
-            _refuse_device(value, "a GPU", "its library's function for that, such as `.get()`")
-        can_convert = "__array__" in known or "__array_interface__" in known
-        plain = numpy.asarray(value) if can_convert else numpy.from_dlpack(value)
-    except ValuesError:
-        raise
-    except Exception:  # it only looks like one
-        return None
-    return _encode_array(plain, writer) if _is_array(plain) else None
-
-
-def _refuse_device(value: Any, device: str, how: str) -> NoReturn:
-    message = f"{_named(type(value))} is on {clean(device, 40)}, and only what is on the CPU crosses"
-    raise ValuesError("kind", message, hints=(f"bring it there first, with {how}",))
+_ROWS = ("list", "tuple", "dict")
 
 
 # --- the tables ------------------------------------------------------------------------------
@@ -1576,14 +1171,15 @@ def _encode_object(value: Any, writer: Writer) -> Any:
     kind = type(value)
     module, name = _house(kind)
     root = module.partition(".")[0]
+    node = None
     if root in FRAMES:
-        node = _frames().encode(value, writer) if _is_found(kind) else None
-    else:
-        node = _LIBRARIES.get(root, _encode_tensor_like)(value, writer)
+        node = _beside("_frames").encode(value, writer) if _is_found(kind) else None
+    elif sys.modules.get("numpy"):  # of any library: tensors of others are arrays to us
+        node = _beside("_arrays").encode(value, root, writer)
     if node is None and f"{module}.{name}" in _NEVER:
         raise ValuesError("kind", f"{_named(kind)} never crosses: it lives in its own process only")
     if node is None:
-        raise ValuesError("unsafe", f"{_named(kind)} {_ONLY_PICKLED}")
+        _refuse_unsafe(_named(kind))
     return node
 
 
@@ -1607,28 +1203,15 @@ _ENCODERS: dict[type, Callable[[Any, Writer], Any]] = {
 _CODECS: dict[str, tuple[Callable[[Any, Reader], Facts], Callable[[Any, Reader], Any]]] = {
     "int": (lambda content, reader: Facts("int", reader.check_data(content)), _build_int),
     "float": (lambda content, reader: Facts("float", reader.check_data(content, 8)), _build_float),
-    "str": (lambda content, reader: Facts("str", reader.check_data(content)), _build_str),
+    "str": (_check_str, _build_str),
     "bytes": (_check_bytes, lambda content, reader: reader.bytes(content)),
     "bytearray": (_check_bytearray, _build_bytearray),
     "column": (_check_column, _build_column),
     "texts": (_check_texts, _build_texts),
+    "rows": (_check_rows, _build_rows),
     "array": (_check_numbers("array"), _build_array_array),
     "memoryview": (_check_numbers("memoryview"), _build_memoryview),
-    "ndarray": (_check_array, _build_array),
-    "scalar": (_check_scalar, _build_scalar),
-    "scalars": (_check_scalars, _build_scalars),
-    "objects": (_check_objects, _build_objects),
-    "strings": (_check_strings, _build_strings),
-    "masked": (_check_masked, _build_masked),
-    "numpy": (_check_named, _build_named),
-    "sparse": (_check_sparse, _build_sparse),
-    "tensor": (_check_tensor, _build_tensor),
     **{parts.kind.__name__: (parts.check, parts.build) for parts in _PARTS},
-}
-_LIBRARIES: dict[str, Callable[[Any, Writer], Any]] = {
-    "numpy": _encode_numpy,
-    "scipy": _encode_sparse,
-    "torch": _encode_torch,
 }
 _SCALARS = (type(None), bool, int, float, complex, type(...))
 _SIZED = (list, tuple, set, frozenset, dict, deque, Counter, OrderedDict)
