@@ -485,7 +485,7 @@ def test_the_value_of_an_expression_that_nobody_waits_for_is_neither_made_nor_ke
     wait_for(lambda: fast._link.unfinished.submits == {} and not fast.info.busy, what="it was made")
     transfer.cancel()
     with pytest.raises(TransferError):
-        fast.pull("np.ones(3_000_000) and __import__('time').sleep(60)", timeout=0.05)
+        fast.pull("(np.ones(3_000_000), __import__('time').sleep(60))", timeout=0.05)
     wait_for(lambda: fast.run(kept).text == "0", what="nothing is kept")
 
 
