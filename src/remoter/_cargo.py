@@ -49,6 +49,9 @@ MOST_TRANSFERS = 1000
 FORGET = 60.0
 """Seconds after which a transfer is forgotten that has no stream at the dock (any more)."""
 
+OF_INTERPRETER = ("find", "remove", "pull", "push")
+"""The steps that need an interpreter; files need none."""
+
 NAP = 0.5
 """Seconds between looks whether anybody still wants what a thread here waits for."""
 
@@ -84,7 +87,6 @@ class Cargo:
         self,
         engine: Callable[[], Engine],
         dock: Dock,
-        *,
         files_root: Path | None,
         directory: Callable[[], str],
         give_up: Callable[[str], None],

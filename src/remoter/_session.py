@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from ._cargo import Cargo
+from ._cargo import OF_INTERPRETER, Cargo
 from ._config import host_name
 from ._cursors import Cursor, Cursors, Send
 from ._dock import Dock
@@ -100,13 +100,9 @@ class Session:
         self.stopping: str | None = None
         self.live_pid: int | None = configuration.get("live")
         self.engine = self._make_engine()
-        files_root = configuration.get("files_root")
+        root = configuration.get("files_root")
         self.cargo = Cargo(
-            lambda: self.engine,
-            dock,
-            files_root=Path(files_root) if files_root else None,
-            directory=self._directory,
-            give_up=self._give_up,
+            lambda: self.engine, dock, Path(root) if root else None, self._directory, self._give_up
         )
         self.tidy_handle = self.loop.call_later(TIDY, self._tidy)
 
@@ -209,7 +205,7 @@ class Session:
     def worker_ended(self, end: WorkerEnd) -> None:
         """The interpreter is gone: say so, end its runs, and start a new one if that was asked for."""
         was_ready = bool(self.ledger.session)
-        how = describe_end(end)
+        how = str(end)
         text = "it was replaced by a new one" if self.restarts and was_ready else how
         log.info("DIED %s", how)
         if self.stopping is None:
@@ -278,13 +274,7 @@ class Session:
                 n=submit.n,
             )
         if not self.ledger.session:
-            return Refused(
-                error="SessionDiedError",
-                message=f"session `{self.configuration['name']}` has no interpreter",
-                cause="it died, or is being started",
-                hints=(f"`remoter restart {self.configuration['name']}` starts a new one",),
-                n=submit.n,
-            )
+            return refused_of(self._no_interpreter(), n=submit.n)
         if submit.session != self.ledger.session:
             return Refused(
                 error="LinkLostError",
@@ -302,6 +292,14 @@ class Session:
                 n=submit.n,
             )
         return None
+
+    def _no_interpreter(self) -> SessionDiedError:
+        name = self.configuration["name"]
+        return SessionDiedError(
+            f"session `{name}` has no interpreter",
+            cause="it died, or is being started",
+            hints=f"`remoter restart {name}` starts a new one",
+        )
 
     def _dispatch(self) -> None:
         record = self.ledger.waiting
@@ -479,15 +477,8 @@ class Session:
             else:
                 self.send(identity, Reply(id=step.id, data=answer))
 
-        if not self.ledger.session and step.what in ("find", "remove", "pull", "push"):
-            name = self.configuration["name"]
-            answered(
-                SessionDiedError(
-                    f"session `{name}` has no interpreter",
-                    cause="it died, or is being started",
-                    hints=f"`remoter restart {name}` starts a new one",
-                )
-            )
+        if not self.ledger.session and step.what in OF_INTERPRETER:
+            answered(self._no_interpreter())
         else:
             self.cargo.step(step, answered)
 
@@ -574,9 +565,8 @@ class Session:
         self.journal.flush()
         if self.journal.is_disk_full != self.disk_was_full:
             self.disk_was_full = self.journal.is_disk_full
-            log.warning(
-                "DISK %s", "full: the journal is kept in memory" if self.disk_was_full else "has room again"
-            )
+            state = "full: the journal is kept in memory" if self.disk_was_full else "has room again"
+            log.warning("DISK %s", state)
         self.engine.journaled()
         self.cursors.pump_all()
 
@@ -605,14 +595,3 @@ class Session:
         self.engine.close()
         self.ended(self.stopping)
         self.stopping = None
-
-
-def describe_end(end: WorkerEnd) -> str:
-    """How the interpreter ended, for a person."""
-    if end.signal is not None:
-        with contextlib.suppress(ValueError):
-            return f"the interpreter was ended by {signal.Signals(end.signal).name} (signal {end.signal})"
-        return f"the interpreter was ended by signal {end.signal}"
-    if end.code is not None:
-        return f"the interpreter ended with exit code {end.code}"
-    return "the interpreter ended"

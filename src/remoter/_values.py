@@ -1039,7 +1039,7 @@ def _build_memoryview(content: Any, reader: Reader) -> memoryview:
 _CODES = tuple("bBhHiIlLqQfd")
 
 
-# --- columns: lists whose elements are all of one kind -----------------------------------------
+# --- columns: lists whose elements are all of one kind ---------------------------------------
 
 
 def _encode_numbers(code: str) -> Callable[[list[Any], Writer], Any]:

@@ -32,6 +32,7 @@ import codecs
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -60,6 +61,17 @@ class WorkerEnd(msgspec.Struct, frozen=True):
 
     signal: int | None = None
     code: int | None = None
+
+    def __str__(self) -> str:
+        """For a person."""
+        if self.signal is not None:
+            with contextlib.suppress(ValueError):
+                name = signal.Signals(self.signal).name
+                return f"the interpreter was ended by {name} (signal {self.signal})"
+            return f"the interpreter was ended by signal {self.signal}"
+        if self.code is not None:
+            return f"the interpreter ended with exit code {self.code}"
+        return "the interpreter ended"
 
 
 class Listener(Protocol):
