@@ -23,8 +23,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def base(tmp_path_factory):
+    """pytest's own directory, made before a test's TMPDIR could have it made in that."""
+    return tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture(autouse=True)
-def home(monkeypatch):
+def home(base, monkeypatch):
     """Directories of its own, with paths short enough for sockets."""
     root = Path(tempfile.mkdtemp(prefix="rmt-", dir="/tmp"))
     monkeypatch.setenv("HOME", str(root / "home"))

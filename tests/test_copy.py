@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import json
 import os
+import re
+import stat
 import subprocess
 import sys
 import threading
@@ -10,7 +13,7 @@ import threading
 import pytest
 
 from remoter import _files, _folders, _manifest, _paths, _plans, _trees
-from remoter._copy import Copied, Options, download, download_stream, label_of, upload, upload_stream
+from remoter._copy import Copied, Options, download, download_stream, label_of, prepare, upload, upload_stream
 from remoter._errors import LinkLostError, TransferError
 from remoter._transfer import Forgotten
 
@@ -150,7 +153,7 @@ def test_a_file_that_was_cut_goes_on_where_it_was(ends, carrier, way, percent):
     carrier.last.end()
     copied = copy("x.bin")
     assert copied.bytes == 4 * MIB - cut
-    assert carrier.last.notes == ["resuming", ""]
+    assert carrier.last.notes == ["resuming", "", ""]
     assert (target / "x.bin").read_bytes() == (source / "x.bin").read_bytes()
     assert os.listdir(target) == ["x.bin"]
 
@@ -183,6 +186,7 @@ def test_a_file_that_changed_after_the_cut_starts_over_and_that_is_said(ends, ca
     make_file(source / "x.bin", b"new" * MIB, NOON + 10**9)
     assert copy("x.bin").bytes == 3 * MIB
     assert "starting over: the source changed" in carrier.last.notes
+    assert carrier.last.notes[-1] == "", "it is over"
     assert (target / "x.bin").read_bytes() == b"new" * MIB
 
 
@@ -195,7 +199,7 @@ def test_a_file_that_changed_unseen_after_the_cut_starts_over(ends, carrier, way
     carrier.last.end()
     make_file(source / "x.bin", b"new" * MIB)
     assert copy("x.bin").bytes == 3 * MIB
-    assert carrier.last.notes == ["resuming", "starting over: the source changed"]
+    assert carrier.last.notes == ["resuming", "starting over: the source changed", ""]
     assert (target / "x.bin").read_bytes() == b"new" * MIB
 
 
@@ -244,6 +248,26 @@ def test_a_file_that_changes_while_it_crosses_does_not_arrive(ends, carrier, way
         copy("x.bin", hook=change)
     assert caught.value.id == "changed"
     assert "x.bin" not in os.listdir(target)
+
+
+@BOTH
+def test_a_change_is_noticed_at_once_and_nobody_is_promised_that_it_goes_on(ends, carrier, way):
+    source, _, copy = ends(way)
+    make_file(source / "x.bin", bytes(30 * MIB))
+    seen = []
+
+    def change(position):
+        seen.append(position)
+        if position == 5 * MIB:
+            os.utime(source / "x.bin")
+
+    with pytest.raises(TransferError) as caught:
+        copy("x.bin", hook=change)
+    assert caught.value.id == "changed"
+    assert seen[-1] == 5 * MIB
+    assert caught.value.hints == ("copy it again when nothing writes to it; it begins anew then",)
+    carrier.last.end()
+    assert copy("x.bin").bytes == 30 * MIB
 
 
 @BOTH
@@ -301,6 +325,37 @@ def test_a_path_may_be_a_pathlib_path(carrier, here, there):
     make_file(here / "x.bin", b"abc")
     upload(carrier(), here / "x.bin", "y", Options())
     download(carrier(), there / "y", here / "z", Options())
+    assert (here / "z").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("what", ["upload", "download"])
+@pytest.mark.parametrize("wrong", ["", "a\0b", None, b"x", 5, ["x", ""], [b"x"], [None], {"x": 1}.items()])
+def test_what_is_no_path_is_refused_before_anything_is_asked(what, wrong):
+    for path, to in [(wrong, None), *([("x", wrong)] if wrong is not None else [])]:
+        is_text = isinstance(wrong, str) or wrong == ["x", ""]
+        is_list = isinstance(to, list)
+        with pytest.raises(TransferError if is_text and not is_list else TypeError) as caught:
+            prepare(what, path, to, {})
+        if is_text and not is_list:
+            assert caught.value.id == "path"
+        else:
+            assert re.match(r"a path is a str or a pathlib\.Path, not \w+$", str(caught.value))
+
+
+def test_an_option_that_there_is_not_is_named():
+    with pytest.raises(TypeError, match=r"upload\(\) has no option `foo`; it has `overwrite`, .*`progress`$"):
+        prepare("upload", "x", None, {"foo": 1, "overwrite": True})
+    with pytest.raises(ValueError, match='"skip" or "keep"'):
+        prepare("download", "x", None, {"symlinks": "follow"})
+
+
+def test_what_is_prepared_is_done_when_it_is_carried(carrier, here, there):
+    make_file(here / "x", b"abc")
+    make_file(here / "y", b"abc")
+    label, work = prepare("upload", (each for each in ["x", here / "y"]), None, {"overwrite": True})
+    assert (label, work(carrier()).files) == ("2 things", 2)
+    label, work = prepare("download", there / "x", "z", {})
+    assert (label, work(carrier()).files) == (os.fspath(there / "x"), 1)
     assert (here / "z").read_bytes() == b"abc"
 
 
@@ -385,6 +440,27 @@ def test_what_matches_a_pattern_crosses_without_a_folder_of_its_own(ends, way):
 
 
 @BOTH
+def test_a_pattern_of_which_nothing_crosses_is_an_error_and_makes_no_folder(ends, way):
+    source, target, copy = ends(way)
+    make_tree(source, {"data": {"a.csv": "/etc/passwd", "b.csv": "c", "c": b"1", "in": {"d.csv": "/"}}})
+    with pytest.raises(TransferError, match=r"nothing of `data/\*.csv` crosses") as caught:
+        copy("data/*.csv", "tables/")
+    assert caught.value.id == "path"
+    assert caught.value.cause == "2 symbolic links were left out"
+    assert 'symlinks="keep"' in caught.value.hints[0]
+    with pytest.raises(TransferError) as caught:
+        copy("data/a*", "tables/", symlinks="keep")
+    assert caught.value.cause == "`a.csv`: the link leads out of the folder, to `/etc/passwd`"
+    with pytest.raises(TransferError, match="1 symbolic link was left out"):
+        copy("data/*/*.csv", "tables/")
+    if way == "down":
+        with pytest.raises(TransferError, match="2 symbolic links"):
+            copy("data/*.csv", "tables/", root=source)
+    assert os.listdir(target) == []
+    assert copy(["data/*.csv", "data/c"], "tables/").links == 2
+
+
+@BOTH
 def test_several_things_cross_together(ends, way):
     source, target, copy = ends(way)
     make_tree(source, {"x": b"1", "data": {"y": b"2"}, "z.csv": b"3"})
@@ -404,6 +480,146 @@ def test_a_folder_where_a_file_is_in_the_way_is_told(ends, way):
     make_file(target / "data", b"a file")
     with pytest.raises(TransferError, match="exists, and is no folder"):
         copy("data", overwrite=True)
+
+
+# --- a folder under a new name that is not complete yet --------------------------------------
+
+MARK = ".remoter-unfinished"
+BIG = {f"f{n}": bytes([n]) * 1000 for n in range(20)}
+
+
+def cut_off(ends, carrier, way, to="d3", **how):
+    """A copy of `big` to a new name, of which only the beginning has come."""
+    source, target, copy = ends(way)
+    make_tree(source / "x" / "big", BIG)
+    with pytest.raises(LinkLostError):
+        copy("x/big", to, cut=10_000, chunk=1000, **how)
+    carrier.last.end()
+    return source, target, copy
+
+
+@BOTH
+def test_a_folder_that_was_cut_under_a_new_name_goes_on_there(ends, carrier, way):
+    source, target, copy = cut_off(ends, carrier, way)
+    assert stat.S_IMODE((target / "d3" / MARK).stat().st_mode) == 0o600
+    copied = copy("x/big", "d3")
+    assert (copied.path, copied.files + copied.skipped) == (os.fspath(target / "d3"), 20)
+    assert copied.skipped > 0
+    assert read_tree(target / "d3") == names(BIG)
+    assert (target / "d3").stat().st_mtime_ns == (source / "x" / "big").stat().st_mtime_ns
+    assert copy("x/big", "d3").path == os.fspath(target / "d3" / "big"), "now it is a folder like any other"
+    assert read_tree(target) == {b"d3": names(BIG) | {b"big": names(BIG)}}
+
+
+@BOTH
+def test_a_part_of_a_large_file_goes_on_under_a_new_name(ends, carrier, way, monkeypatch):
+    monkeypatch.setattr(_plans, "LARGE", 100)
+    monkeypatch.setattr(_trees, "LARGE", 100)
+    _, target, copy = cut_off(ends, carrier, way)
+    assert copy("x/big", "d3").bytes <= 10_000 + 20
+    assert sorted(os.listdir(target / "d3")) == sorted(BIG)
+
+
+@BOTH
+def test_when_the_server_was_started_again_a_new_name_still_means_what_it_did(ends, carrier, way):
+    for resume in (True, False):
+        source, target, copy = ends(way)
+        make_tree(source / "big", BIG)
+
+        def forget(position):
+            if position == 10_000 and not any("started again" in note for note in carrier.last.notes):
+                carrier.last.end()
+                raise Forgotten("unknown")
+
+        assert copy("big", f"new-{resume}", hook=forget, chunk=1000, resume=resume).problems == []
+        assert read_tree(target / f"new-{resume}") == names(BIG)
+        carrier.last.end()
+        for name in os.listdir(source / "big"):
+            (source / "big" / name).unlink()
+        (source / "big").rmdir()
+
+
+@BOTH
+def test_with_a_slash_the_new_name_is_a_folder_like_any_other(ends, carrier, way):
+    _, target, copy = cut_off(ends, carrier, way)
+    assert copy("x/big", "d3/").path == os.fspath(target / "d3" / "big")
+    assert MARK in os.listdir(target / "d3"), "what is unfinished still is"
+    assert read_tree(target / "d3" / "big") == names(BIG)
+
+
+@BOTH
+@pytest.mark.parametrize("other", ["y/big", "x/small", "x/new big"])
+def test_a_folder_from_elsewhere_does_not_go_where_another_is_unfinished(ends, carrier, way, other):
+    source, target, copy = cut_off(ends, carrier, way)
+    if other == "x/new big":  # another folder has the name and the place now
+        (source / "x" / "big").rename(source / "x" / "old")
+        other = "x/big"
+    make_tree(source / other, {"f0": b"another"})
+    copied = copy(other, "d3")
+    assert copied.path == os.fspath(target / "d3" / os.path.basename(other))
+    assert MARK in os.listdir(target / "d3")
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["a link", "a hard link", "nonsense", "a folder", "too long"])
+def test_a_mark_that_is_none_is_not_believed(ends, carrier, way, how):
+    _, target, copy = cut_off(ends, carrier, way)
+    mark, aside = target / "d3" / MARK, target / "aside"
+    mark.rename(aside)
+    if how == "a link":
+        mark.symlink_to(aside)
+    elif how == "a hard link":
+        os.link(aside, mark)
+    elif how == "a folder":
+        mark.mkdir()
+    else:
+        mark.write_bytes(b"{" if how == "nonsense" else b" " * 100_000 + aside.read_bytes())
+    assert copy("x/big", "d3").path == os.fspath(target / "d3" / "big")
+
+
+@BOTH
+def test_the_mark_itself_is_never_copied(ends, carrier, way):
+    _, there, _ = cut_off(ends, carrier, way)
+    back = "down" if way == "up" else "up"
+    make_tree(there / "d3" / "inner", {MARK: b"a mark", "y": b"1"})
+    make_tree(there / "d3", {".hidden": b"2"})
+    source, target, copy = ends(back)
+    assert source == there
+    copy("d3", "copied", symlinks="keep")
+    copy(["d3/*", "d3/.*"], "matched")
+    for name in ("copied", "matched"):
+        assert (target / name / "inner" / "y").exists()
+        assert (target / name / ".hidden").exists()
+        assert list((target / name).rglob(MARK)) == []
+
+
+@BOTH
+def test_a_sender_plants_no_mark(ends, way, monkeypatch):
+    source, target, copy = ends(way)
+    make_tree(source / "data", {"x": b"1", "inner": {MARK: b"planted", "y": b"2"}})
+    monkeypatch.setattr(_manifest, "MARK", b"none")
+    copied = copy("data")
+    assert copied.problems == [f"`inner/{MARK}`: {_plans.A_MARK}"]
+    assert read_tree(target / "data") == {b"x": b"1", b"inner": {b"y": b"2"}}
+
+
+def test_a_session_that_lies_about_what_it_sends_gets_no_other_folder(ends, carrier, there, here):
+    cut_off(ends, carrier, "down")
+    origin = json.loads((here / "d3" / MARK).read_bytes())["origin"]
+    make_tree(there / "evil", {"f99": b"evil"})
+    copied = download(carrier(tamper=lying("read", origin=origin, name=b"big")), "evil", "d3", Options())
+    assert copied.path == os.fspath(here / "d3" / "evil")
+    with pytest.raises(TransferError) as caught:
+        download(carrier(tamper=lying("read", origin="x" * 1000)), "evil", "new", Options())
+    assert caught.value.id == "corrupt"
+
+
+@BOTH
+def test_an_end_that_has_no_word_for_its_folder_is_served_without_a_mark(ends, carrier, way, monkeypatch):
+    monkeypatch.setattr(_manifest, "origin_of", lambda *arguments: "")
+    _, target, copy = cut_off(ends, carrier, way)
+    assert MARK not in os.listdir(target / "d3")
+    assert copy("x/big", "d3").path == os.fspath(target / "d3" / "big")
 
 
 # --- where folders cannot be opened ----------------------------------------------------------
@@ -478,6 +694,26 @@ def test_an_open_file_is_uploaded_from_where_it_is(carrier, there, here):
         assert (there / "y").read_bytes() == b"0123456789"[start:]
     upload_stream(carrier(), io.BytesIO(b"memory"), "z", Options())
     assert (there / "z").read_bytes() == b"memory"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_what_comes_from_a_stream_has_the_mode_of_a_new_file(carrier, there, here, mask):
+    make_file(here / "x", b"1").chmod(0o700)
+    old = os.umask(mask)
+    try:
+        upload_stream(carrier(), io.BytesIO(b"memory"), "memory", Options())
+        with (here / "x").open("rb") as file:
+            upload_stream(carrier(), file, "file", Options())
+    finally:
+        os.umask(old)
+    for name in ("memory", "file"):
+        assert stat.S_IMODE((there / name).stat().st_mode) == 0o666 & ~mask
+    assert sorted(os.listdir(there)) == ["file", "memory"]
+
+
+def test_while_a_stream_is_read_that_is_said(carrier, there, here):
+    upload_stream(made := carrier(), io.BytesIO(b"memory"), "x", Options())
+    assert made.notes[:2] == ["reading standard input", ""]
 
 
 def test_a_file_is_downloaded_to_a_stream(carrier, there, here):

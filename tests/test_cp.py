@@ -304,6 +304,37 @@ def test_symbolic_links_are_skipped_or_kept(served, here, there):
     assert os.readlink(there / "with" / "link") == "real"
 
 
+def test_links_that_are_left_out_are_told_and_nothing_but_links_is_an_error(served, here, there):
+    (there / "links").mkdir()
+    for name in ("a", "b"):
+        (there / "links" / name).symlink_to("/etc/passwd")
+    done = cp("main:links/*", "got/", cwd=here)
+    assert done.returncode == 1
+    assert "nothing of `links/*` crosses" in errors(done)
+    assert "cause: 2 symbolic links were left out" in errors(done)
+    assert "`--symlinks keep`" in errors(done)
+    assert list(here.iterdir()) == []
+    (there / "links" / "c").touch()
+    done = cp("main:links/*", "got/", cwd=here)
+    assert (done.returncode, errors(done)) == (0, "2 symbolic links left out\n")
+    assert cp("--quiet", "main:links/*", "again/", cwd=here).stderr == b""
+
+
+@pytest.mark.parametrize("flag", ["-r", "-R", "--recursive"])
+def test_who_is_used_to_cp_may_say_that_folders_are_meant(served, here, there, flag):
+    (here / "runs").mkdir()
+    (here / "runs" / "a").touch()
+    assert errors(cp(flag, "runs", "main:", cwd=here)) == ""
+    assert (there / "runs" / "a").exists()
+
+
+def test_the_help_says_what_the_flags_of_cp_do_not_need_and_what_standard_input_costs():
+    done = subprocess.run([*REMOTER, "cp", "--help"], capture_output=True, text=True, timeout=15)
+    assert "Folders need no option" in done.stdout
+    assert "-r" not in re.findall(r"^ +(-\w)\b", done.stdout, re.MULTILINE)
+    assert "temporary file" in done.stdout
+
+
 # --- standard input and output ----------------------------------------------------------------
 
 
@@ -311,6 +342,8 @@ def test_standard_input_and_output_are_one_file_each(served, here, there):
     content = os.urandom(2_500_000)
     assert cp("-", "main:piped.bin", cwd=here, stdin=content).returncode == 0
     assert (there / "piped.bin").read_bytes() == content
+    (there / "new").touch()
+    assert (there / "piped.bin").stat().st_mode == (there / "new").stat().st_mode, "as `>` would make it"
     done = cp("main:piped.bin", "-", cwd=here)
     assert (done.returncode, done.stdout, done.stderr) == (0, content, b"")
     (there / "runs").mkdir()
@@ -350,6 +383,29 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(served, here, there, slow_ne
     assert 0 < json.loads(done.stdout)[0]["bytes"] < len(content)
     assert (here / "big.bin").read_bytes() == content
     assert [path.name for path in here.iterdir()] == ["big.bin"]
+
+
+def test_a_folder_under_a_new_name_goes_on_there_when_the_command_is_repeated(
+    served, here, there, slow_network
+):
+    for folder in (here, there):
+        (folder / "big").mkdir()
+        for name in ("f1", "f2"):
+            (folder / "big" / name).write_bytes(os.urandom(15_000_000))
+    far = f"127.0.0.1:{slow_network.port}:"
+    for words, target in (([f"{far}big", "d3"], here / "d3"), (["big", f"{far}n1"], there / "n1")):
+        slow_network.pause = 0.02
+        process = subprocess.Popen([*REMOTER, "cp", *words], cwd=here, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda target=target: any(path.stat().st_size for path in target.glob(".f1.part")))
+        process.send_signal(signal.SIGINT)
+        assert "the same command goes on where it was" in process.communicate(timeout=10)[1]
+        slow_network.pause = 0
+        done = cp("--json", *words, cwd=here)
+        assert done.returncode == 0, errors(done)
+        (copied,) = json.loads(done.stdout)
+        assert copied["path"] == os.fspath(target)
+        assert 0 < copied["bytes"] < 30_000_000
+        assert sorted(path.name for path in target.iterdir()) == ["f1", "f2"]
 
 
 def read_from_a_pipe(served, here):

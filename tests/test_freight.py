@@ -104,7 +104,9 @@ def test_a_folder_is_offered_with_the_length_of_its_manifest(tmp_path):
         "files": 1,
         "size": 3,
         "manifest": len(manifest),
+        "origin": reply["origin"],
     }
+    assert len(reply["origin"]) == 32
     assert [entry.path for entry in decode_manifest(manifest).entries] == [b"x"]
 
 

@@ -338,6 +338,23 @@ def test_a_file_that_changes_while_it_crosses_does_not_arrive(tmp_path):
     assert read_tree(tmp_path / "b") == {b"a": b"first", b"z": b"last"}
 
 
+def test_of_a_file_that_has_changed_nothing_more_is_read(tmp_path, monkeypatch):
+    source = make_tree(tmp_path / "a", {"m": os.urandom(12 * MIB), "z": b"last"})
+    read_at, seen = _trees.read_at, []
+    monkeypatch.setattr(
+        _trees, "read_at", lambda *arguments: seen.append(arguments[2]) or read_at(*arguments)
+    )
+
+    def change(position):
+        if position == 5 * MIB:
+            os.utime(source / "m")
+
+    outcome = copy_tree(source, tmp_path / "b", hook=change)
+    assert outcome.problems == ["`m`: it changed while it was copied"]
+    assert max(seen) == 5 * MIB
+    assert read_tree(tmp_path / "b") == {b"z": b"last"}
+
+
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
     source = make_tree(tmp_path / "a", {"closed": {"x": b"x"}, "open": {"y": b"y"}})
     contents = Folder.contents

@@ -160,3 +160,22 @@ def test_a_server_that_is_forgotten_by_its_name_is_not_trusted_under_another(cap
     _trust.trust(public, "big.example.org")
     assert call(capsys, "keys", "forget", "big")[0] == 0
     assert not _trust.is_trusted(public)
+
+
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [
+        ("session `main`", "main"),
+        ("session `main` on big.example.org", "main on big.example.org"),
+        ("`big:55555`", "big:55555"),
+    ],
+)
+def test_keys_shows_what_a_session_was_trusted_as_so_that_it_can_be_forgotten_by_that(
+    capsys, public, where, shown
+):
+    for typed in (shown, where):
+        _trust.trust(public, where)
+        (entry,) = json.loads(call(capsys, "keys", "--json")[1])["known"]
+        assert entry["name"] == shown
+        assert call(capsys, "keys", "forget", typed)[0] == 0
+        assert not _trust.is_trusted(public)

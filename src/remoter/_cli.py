@@ -265,6 +265,7 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
 )
 @click.option("--compress/--no-compress", default=None, help="By default only where the network is slow.")
 @click.option("--quiet", is_flag=True, help="No bar, and no word when all is well.")
+@click.option("-r", "-R", "--recursive", is_flag=True, hidden=True, expose_value=False)
 @json_option
 def cp(
     words: tuple[str, ...],
@@ -280,7 +281,7 @@ def cp(
 
     `NAME:PATH` is a path in a session, or on what was saved as NAME; `NAME:` is its working
     directory. Folders need no option; `-` is standard input or output. What was cut off goes on
-    where it was.
+    where it was. Standard input is read to its end, into a temporary file, before it crosses.
 
     \b
     Exit code: 0; 1 something did not cross; 2 usage; 130 interrupted;

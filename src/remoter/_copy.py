@@ -12,8 +12,9 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -21,7 +22,7 @@ import msgspec
 
 from ._errors import RemoterError, TransferError
 from ._files import PIECE, FileSink, FileSource, is_wanted
-from ._folders import Folder
+from ._folders import Folder, Unfinished
 from ._manifest import (
     MANIFEST,
     Manifest,
@@ -60,7 +61,8 @@ from ._trees import TreeSink, TreeSource
 if TYPE_CHECKING:
     from ._transfer import Carrier
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+AnyPath = str | os.PathLike[str]
+Paths = AnyPath | Iterable[AnyPath]
 
 STARTS_OVER = "starting over: the source changed"
 
@@ -134,27 +136,36 @@ def label_of(path: Paths) -> str:
 
 
 def _as_list(path: Paths) -> list[str]:
-    if isinstance(path, str | os.PathLike):
-        path = [path]
-    paths = [os.fspath(each) for each in path]
+    """The paths, checked. Raises TypeError, ValueError, TransferError."""
+    if isinstance(path, str | bytes | os.PathLike) or not isinstance(path, Iterable):
+        return [_as_text(path)]
+    paths = [_as_text(each) for each in path]
     if not paths:
         raise ValueError("nothing to copy: the list of paths is empty")
     return paths
 
 
+def _as_text(path: Any) -> str:
+    """One path, checked. Raises TypeError, TransferError."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise TypeError(f"a path is a str or a pathlib.Path, not {type(text).__name__}")
+    if not text:
+        raise TransferError("a path is empty", hints="`.` is the working directory", id="path")
+    if "\0" in text:
+        raise TransferError(f"`{shown(text)}` is no path", cause="it has a NUL in it", id="path")
+    return text
+
+
 @contextlib.contextmanager
 def _hinting(way_on: Callable[[], tuple[str, ...]]) -> Iterator[None]:
-    """Add to every error what to do so that it goes on."""
+    """Add to every error what to do so that it goes on; but of what has changed, nothing that is there helps."""
     try:
         yield
     except RemoterError as error:
-        if not isinstance(error, Forgotten):
+        if not isinstance(error, Forgotten) and error.id != "changed":
             error.hints = tuple(dict.fromkeys([*error.hints, *way_on()]))
         raise
-
-
-def _as_text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
 
 
 class _Copying:
@@ -179,6 +190,7 @@ class _Copying:
                 self.carrier.note("going on: the server was started again")
                 self.is_again = True
             else:
+                self.carrier.note("")
                 return dataclasses.replace(copied, elapsed=time.monotonic() - began)
 
     @property
@@ -203,17 +215,18 @@ class _Copying:
 
     def upload(self, found: FileSource | Tree, to: str | None) -> Copied:
         """Bring that."""
-        path = encode_path(to) if to else None
-        return self._send_file(found, path) if isinstance(found, FileSource) else self._send_tree(found, path)
+        path = encode_path(to) if to is not None else None
+        return self.send_file(found, path) if isinstance(found, FileSource) else self._send_tree(found, path)
 
-    def _send_file(self, source: FileSource, to: bytes | None) -> Copied:
+    def send_file(self, source: FileSource, to: bytes | None, *, keeps_mode: bool = True) -> Copied:
+        """Bring one file, which is called `to` there; with its own permissions, or those of a new file there."""
         with contextlib.closing(source):
             request = FileRequest(
                 path=to,
                 name=encode_path(source.name),
                 size=source.size,
                 mtime_ns=source.mtime_ns,
-                mode=source.mode,
+                mode=source.mode if keeps_mode else None,
                 is_sparse=source.is_sparse,
                 source=shown(source.path),
                 overwrite=self.overwrite,
@@ -247,6 +260,7 @@ class _Copying:
             name=encode_path(tree.name),
             manifest=len(manifest),
             source=shown(tree.path),
+            origin=tree.origin,
             overwrite=self.overwrite,
             skip_same=self.skips_same or self.options.resume,
             resume=self.options.resume,
@@ -283,7 +297,10 @@ class _Copying:
     def download(self, paths: list[str], to: str | None) -> Copied:
         """Fetch that."""
         offer = self.ask(paths)
-        folder, name = find_target(to, _name_of(offer, paths), str(Path.cwd()))
+        name, mark = _name_of(offer, paths), Unfinished()
+        if isinstance(offer, TreeOffer):
+            mark = Unfinished.copy_of(name, offer.origin, decode_path(offer.path))
+        folder, name = find_target(to, name, str(Path.cwd()), is_unfinished=mark.is_on)
         if name.startswith(".") and name == decode_path(offer.name) and not typed_name(paths[0]):
             raise TransferError(
                 f"`{shown(paths[0])}` is called `{shown(name)}` there, as hidden files are that configure programs",
@@ -295,7 +312,7 @@ class _Copying:
         manifest = self._receive_manifest(offer.manifest)
         if not offer.name:
             check_asked(manifest, paths)
-        return self._receive_tree(offer, manifest, folder, name)
+        return self._receive_tree(manifest, folder, name, mark, shown(decode_path(offer.path)))
 
     def _receive_file(self, offer: FileOffer, folder: str, name: str) -> Copied:
         try:
@@ -342,7 +359,9 @@ class _Copying:
                 sink.restart()
         self.carrier.note(STARTS_OVER if sink.starts_over else "")
 
-    def _receive_tree(self, offer: TreeOffer, manifest: Manifest, folder: str, name: str) -> Copied:
+    def _receive_tree(
+        self, manifest: Manifest, folder: str, name: str, mark: Unfinished, source: str
+    ) -> Copied:
         path = join(folder, name)
         there = open_target(folder, name, make=False)
         with contextlib.nullcontext() if there is None else there:
@@ -358,7 +377,7 @@ class _Copying:
         offsets = {offset.index: offset.had for offset in plan.offsets if offset.index in chosen.confirmed}
         selection = Selection(manifest, plan.wanted, offsets)
         self.carrier.total(selection.size, plan.files)
-        root = open_target(folder, name, make=True, is_whole=manifest.root is not None)
+        root = open_target(folder, name, make=True, is_whole=manifest.root is not None, mark=mark)
         assert root is not None
         sink = TreeSink(
             root,
@@ -366,7 +385,8 @@ class _Copying:
             overwrite=self.overwrite,
             resume=self.options.resume,
             keeps_links=self.options.symlinks == "keep",
-            source=shown(decode_path(offer.path)),
+            mark=mark,
+            source=source,
             on_file=self.carrier.file_done,
         )
         with _hinting(sink.way_on):
@@ -412,7 +432,30 @@ def _copied(path: str, manifest: Manifest, plan: Plan, done: TreeDone) -> Copied
 # --- what a session calls --------------------------------------------------------------------
 
 
-def upload(carrier: Carrier, path: Paths, to: str | os.PathLike[str] | None, options: Options) -> Copied:
+def prepare(
+    what: Literal["upload", "download"], path: Paths, to: AnyPath | None, options: Mapping[str, Any]
+) -> tuple[str, Callable[[Carrier], Copied]]:
+    """What is to be copied, in a word or two, and what does it; nobody is asked before.
+
+    Args:
+        what: one of the two below.
+        path, to: as they take them.
+        options: those of `Options`, by name.
+
+    Raises:
+        TypeError, ValueError, TransferError: that cannot be meant.
+    """
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in known:
+            takes = "`, `".join([*known, "background", "progress"])
+            raise TypeError(f"{what}() has no option `{name}`; it has `{takes}`")
+    paths, place = _as_list(path), None if to is None else _as_text(to)
+    copy = upload if what == "upload" else download
+    return label_of(paths), partial(copy, path=paths, to=place, options=Options(**options))
+
+
+def upload(carrier: Carrier, path: Paths, to: AnyPath | None, options: Options) -> Copied:
     """Copy a file, a folder, or several things to the session's machine.
 
     Args:
@@ -425,15 +468,16 @@ def upload(carrier: Carrier, path: Paths, to: str | os.PathLike[str] | None, opt
         TransferError: it did not cross, and why.
     """
     copying = _Copying(carrier, options)
+    paths, place = _as_list(path), None if to is None else _as_text(to)
 
     def work() -> Copied:
-        found = find(_as_list(path), str(Path.cwd()), symlinks=options.symlinks, check=carrier.check)
-        return copying.upload(found, _as_text(to))
+        found = find(paths, str(Path.cwd()), symlinks=options.symlinks, check=carrier.check)
+        return copying.upload(found, place)
 
     return copying.attempt(work)
 
 
-def download(carrier: Carrier, path: Paths, to: str | os.PathLike[str] | None, options: Options) -> Copied:
+def download(carrier: Carrier, path: Paths, to: AnyPath | None, options: Options) -> Copied:
     """Copy a file, a folder, what matches a pattern, or several things from the session's machine.
 
     Args:
@@ -446,20 +490,24 @@ def download(carrier: Carrier, path: Paths, to: str | os.PathLike[str] | None, o
         TransferError: it did not cross, and why.
     """
     copying = _Copying(carrier, options)
-    return copying.attempt(
-        lambda: copying.download(_as_list(path), os.fspath(to) if to is not None else None)
-    )
+    paths, place = _as_list(path), None if to is None else _as_text(to)
+    return copying.attempt(lambda: copying.download(paths, place))
 
 
 def upload_stream(carrier: Carrier, file: BinaryIO, to: str, options: Options) -> Copied:
     """Copy what an open file or a pipe still has to the session's machine.
 
     How long a stream is has to be known before it crosses: all but a plain file is written to
-    a temporary file first, until its end.
+    a temporary file first, until its end. What arrives has the mode of a new file, as after `>` in a shell.
     """
     copying = _Copying(carrier, options)
     with _plain_file(file, carrier) as descriptor:
-        return copying.attempt(lambda: copying.upload(FileSource(os.dup(descriptor), "stdin"), to))
+
+        def work() -> Copied:
+            source = FileSource(os.dup(descriptor), "stdin")
+            return copying.send_file(source, encode_path(to), keeps_mode=False)
+
+        return copying.attempt(work)
 
 
 @contextlib.contextmanager
@@ -469,10 +517,12 @@ def _plain_file(file: BinaryIO, carrier: Carrier) -> Iterator[int]:
         yield file.fileno()
         return
     with tempfile.TemporaryFile() as spool:
+        carrier.note("reading standard input")
         while piece := file.read(PIECE):
             carrier.check()
             spool.write(piece)
         spool.flush()
+        carrier.note("")
         yield spool.fileno()
 
 

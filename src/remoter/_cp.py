@@ -43,6 +43,7 @@ TYPED = {
     "`overwrite=True`": "`--overwrite`",
     "`update=True`": "`--update`",
     "`resume=False`": "`--no-resume`",
+    '`symlinks="keep"`': "`--symlinks keep`",
 }
 """What errors name as Python spells it, and how this command does."""
 
@@ -205,15 +206,20 @@ class Tally:
 
     def sentence(self) -> str:
         """`3 files, 12.4 MB in 1.2 s (10.3 MB/s), 2 skipped`."""
-        files, size, skipped, links, elapsed = (
-            sum(one[name] for one in self.done) for name in ("files", "bytes", "skipped", "links", "elapsed")
+        files, size, skipped, elapsed = (
+            sum(one[name] for one in self.done) for name in ("files", "bytes", "skipped", "elapsed")
         )
         text = f"{files:,} file{'s' if files != 1 else ''}, {size_in_words(size)} in {elapsed:.1f} s"
         if elapsed >= 0.05 and size:
             text += f" ({size_in_words(size / elapsed)}/s)"
         if skipped:
             text += f", {skipped:,} skipped"
-        return text + (f", {links:,} symbolic link{'s' if links != 1 else ''} left out" if links else "")
+        return ", ".join([text, *filter(None, [self.left_out()])])
+
+    def left_out(self) -> str:
+        """`2 symbolic links left out`; empty: none."""
+        links = sum(one["links"] for one in self.done)
+        return f"{links:,} symbolic link{'s' if links != 1 else ''} left out" if links else ""
 
 
 def copy(
@@ -248,8 +254,9 @@ def copy(
                 return 130, tally.done
             else:
                 tally.note(source.path, copied, is_alone=len(order.sources) == 1)
-    if not quiet and sys.stderr.isatty():
-        tell(tally.sentence())
+    said = tally.sentence() if sys.stderr.isatty() else tally.left_out()
+    if said and not quiet:
+        tell(said)
     return (1 if tally.has_failures else 0), tally.done
 
 
@@ -268,7 +275,7 @@ def _label(source: Place) -> str:
 
 def _carry(session: Session, source: Place, order: Order, options: Options, bar: Watch | bool) -> Copied:
     """One source to its destination."""
-    to = order.to.path
+    path, to = source.path or ".", order.to.path
     if len(order.sources) > 1 and to and not to.endswith("/"):
         to += "/"  # a folder, or several would be put in one place
     output: StandardOutput | None = None
@@ -276,11 +283,11 @@ def _carry(session: Session, source: Place, order: Order, options: Options, bar:
         work = partial(upload_stream, file=standard_input(), to=to, options=options)
     elif order.to.is_stream:
         output = StandardOutput()
-        work = partial(download_stream, path=source.path, file=output, options=options)
+        work = partial(download_stream, path=path, file=output, options=options)
     elif order.to.is_there:
-        work = partial(upload, path=source.path, to=to or None, options=options)
+        work = partial(upload, path=path, to=to or None, options=options)
     else:
-        work = partial(download, path=source.path, to=to, options=options)
+        work = partial(download, path=path, to=to, options=options)
     try:
         copied: Copied = session._crossing.carry(os.urandom(8).hex(), _label(source), work, False, bar, None)
     except TransferError:

@@ -220,15 +220,10 @@ class Crossing:
         """See `Session.upload` and `Session.download`."""
         from . import _copy
 
-        copy = _copy.upload if what == "upload" else _copy.download
         how: dict[str, Any] = dict(options)
         background, progress = bool(how.pop("background", False)), how.pop("progress", None)
-        wanted = _copy.Options(**how)
-
-        def work(carrier: Carrier) -> _copy.Copied:
-            return copy(carrier, path, to, wanted)
-
-        return self.carry(os.urandom(8).hex(), _copy.label_of(path), work, background, progress)
+        label, work = _copy.prepare(what, path, to, how)
+        return self.carry(os.urandom(8).hex(), label, work, background, progress)
 
     def carry(
         self,

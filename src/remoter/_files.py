@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import sys
 import threading
 import time
@@ -24,17 +23,20 @@ from ._config import WINDOWS
 from ._errors import TransferError
 from ._folders import (
     ALWAYS,
-    CREATE,
     PERMISSIONS,
     READ,
     Folder,
     check_room,
     dress,
+    is_ours,
     is_same_time,
     kind_of,
     no_room,
     put_in_place,
+    read_note,
     reserve,
+    usual_mode,
+    write_note,
 )
 from ._paths import amount, encode_path, exists_error, read_error, shown, write_error
 
@@ -165,20 +167,19 @@ class FileSource:
             raise read_error(path, error) from None
 
     def read(self, offset: int, into: memoryview) -> None:
-        """Fill `into` from that offset on. Raises TransferError."""
+        """Fill `into` from that offset on. Raises TransferError: also as soon as the file is another than it was."""
         assert self._descriptor is not None
-        end = offset + into.nbytes
         try:
             while into:
                 count = read_at(self._descriptor, into, offset)
                 if not count:
                     raise self._changed()
                 into, offset = into[count:], offset + count
-            # Before the last piece is sent, so that the other end does not take it for complete.
+            # Before the piece is sent: nobody waits for gigabytes in vain, nor takes them for complete.
             status = os.fstat(self._descriptor)
         except OSError as error:
             raise read_error(self.path, error) from None
-        if end == self.size and (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
             raise self._changed()
 
     def digest(self, size: int, check: Callable[[], object] | None = None) -> bytes:
@@ -192,7 +193,7 @@ class FileSource:
     def _changed(self) -> TransferError:
         return TransferError(
             f"`{shown(self.path)}` changed while it was copied",
-            hints="copy it when nothing writes to it",
+            hints="copy it again when nothing writes to it; it begins anew then",
             id="changed",
         )
 
@@ -225,26 +226,10 @@ def part_name(name: str) -> str:
     return f".{name[:20]}~{xxhash.xxh3_128_hexdigest(os.fsencode(name))}.part"
 
 
-def _is_ours(status: os.stat_result) -> bool:
-    """Whether nobody else can have written to it: in a folder of many, somebody may have put it there for us."""
-    is_alone = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-    return is_alone and (WINDOWS or status.st_uid == os.geteuid())
-
-
 def _is_noted(folder: Folder, part: str, size: int, mtime_ns: int) -> bool:
     """Whether the note says that the part is one of this file."""
-    try:
-        descriptor = os.open(folder.at(part + ".json"), READ, dir_fd=folder.descriptor)
-    except OSError:
-        return False
-    try:
-        is_ours = _is_ours(os.fstat(descriptor))
-        note = msgspec.json.decode(os.read(descriptor, 65536), type=_Note)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return False
-    finally:
-        os.close(descriptor)
-    return is_ours and (note.size, note.mtime_ns) == (size, mtime_ns)
+    note = read_note(folder, part + ".json", _Note)
+    return note is not None and (note.size, note.mtime_ns) == (size, mtime_ns)
 
 
 def find_part(folder: Folder, name: str, size: int, mtime_ns: int) -> tuple[int, bytes]:
@@ -258,7 +243,7 @@ def find_part(folder: Folder, name: str, size: int, mtime_ns: int) -> tuple[int,
         return 0, b""
     try:
         status = os.fstat(descriptor)
-        if _is_ours(status) and 0 < status.st_size <= size:
+        if is_ours(status) and 0 < status.st_size <= size:
             return status.st_size, digest_of_prefix(descriptor, status.st_size)
     except (OSError, TransferError):
         pass  # then there is none that helps
@@ -282,7 +267,7 @@ class FileSink:
     Args:
         folder: where it is to be; ours from now on.
         name: its name there.
-        size, mtime_ns, mode: as they are at the other end.
+        size, mtime_ns, mode: as they are at the other end; no mode: that of a new file here.
         overwrite: replace what has the name.
         resume: go on with the part of an earlier attempt, and leave one if this one fails.
         is_sparse: leave holes where there is nothing but zeros.
@@ -299,7 +284,7 @@ class FileSink:
         *,
         size: int,
         mtime_ns: int,
-        mode: int,
+        mode: int | None,
         overwrite: bool = False,
         resume: bool = True,
         is_sparse: bool = False,
@@ -308,7 +293,7 @@ class FileSink:
         self.path = folder.path_of(name)
         self.size, self.position = size, 0
         self._folder, self._name, self._part = folder, name, part_name(name)
-        self._mtime_ns, self._mode, self._source = mtime_ns, mode & PERMISSIONS, source
+        self._mtime_ns, self._mode, self._source = mtime_ns, mode, source
         self._overwrite, self._resume, self._is_sparse = overwrite, resume, is_sparse
         self.starts_over = False  # what was there is part of another file, or of this one before it changed
         self._descriptor: int | None = None
@@ -357,7 +342,7 @@ class FileSink:
         for _ in range(10):
             try:
                 descriptor = os.open(part, _CREATE_PART, 0o600, dir_fd=at)
-                is_ours = True  # also where the file system gives every file another owner
+                is_good = True  # also where the file system gives every file another owner
             except FileExistsError:
                 try:
                     descriptor = os.open(part, _OPEN_PART, dir_fd=at)
@@ -372,9 +357,9 @@ class FileSink:
                         raise
                     os.unlink(part, dir_fd=at)
                     continue
-                is_ours = _is_ours(os.fstat(descriptor))
+                is_good = is_ours(os.fstat(descriptor))
             try:
-                if not is_ours:
+                if not is_good:
                     os.unlink(part, dir_fd=at)
                 elif self._is_alone(descriptor):
                     return descriptor
@@ -441,15 +426,8 @@ class FileSink:
             raise no_room(self._folder, self._name, missing) from None
 
     def _write_note(self) -> None:
-        note = self._part + ".json"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._folder.at(note), dir_fd=self._folder.descriptor)
-        descriptor = os.open(self._folder.at(note), CREATE, 0o600, dir_fd=self._folder.descriptor)
-        try:
-            text = msgspec.json.encode(_Note(self.size, self._mtime_ns, shown(self._source)[:1000]))
-            os.write(descriptor, text)
-        finally:
-            os.close(descriptor)
+        note = _Note(self.size, self._mtime_ns, shown(self._source)[:1000])
+        write_note(self._folder, self._part + ".json", note)
 
     def write(self, data: memoryview) -> None:
         """The next bytes. Raises TransferError."""
@@ -488,10 +466,11 @@ class FileSink:
             if self.position != self.size:
                 raise TransferError(f"`{shown(self.path)}` did not come whole", id="corrupt")
             try:
+                mode = usual_mode(self._folder) if self._mode is None else self._mode
                 if WINDOWS:  # which changes the time when a file is closed, and renames none that is open
                     os.close(self._check())
                     descriptor = self._descriptor = None
-                dress(self._folder, self._part, descriptor, self._mode, self._mtime_ns)
+                dress(self._folder, self._part, descriptor, mode, self._mtime_ns)
                 put_in_place(self._folder, self._part, self._name, overwrite=self._overwrite)
             except FileExistsError:
                 raise exists_error(self.path) from None

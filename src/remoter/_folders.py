@@ -1,4 +1,4 @@
-"""Folders that are held open, what is in them, and room on their disk; on both machines, in the process that sends or receives.
+"""Folders that are held open, notes and marks in them, and room on their disk; on both machines, in the process that sends or receives.
 
 Nothing here trusts a path twice. A path is resolved once; then its folder is opened, and all that happens in it is
 done relative to that open folder, by names without a slash, and following no links. Whoever swaps a
@@ -15,6 +15,9 @@ import os
 import shutil
 import stat
 import sys
+from typing import Annotated, TypeVar
+
+import msgspec
 
 from ._config import WINDOWS
 from ._errors import TransferError
@@ -253,6 +256,108 @@ def is_same_time(there: int, wanted: int) -> bool:
     """Whether a file has that time, as far as its file system can tell: some know microseconds, some only seconds."""
     difference = abs(there - wanted)
     return difference < 1000 or (there % 1_000_000_000 == 0 and difference < 2_000_000_000)
+
+
+def usual_mode(folder: Folder) -> int:
+    """The permissions of a new file in that folder, as the umask has it, or rules of the folder. Raises OSError.
+
+    A file is made to see them: the umask cannot be read without setting it, for all threads at once.
+    """
+    name = f".remoter-{os.urandom(4).hex()}.part"
+    descriptor = os.open(folder.at(name), CREATE, 0o666, dir_fd=folder.descriptor)
+    try:
+        return os.fstat(descriptor).st_mode & PERMISSIONS
+    finally:
+        os.close(descriptor)
+        folder.remove(name)
+
+
+# --- notes that we leave for ourselves -------------------------------------------------------
+
+_LONGEST_NOTE = 65536
+
+N = TypeVar("N", bound=msgspec.Struct)
+
+
+def is_ours(status: os.stat_result) -> bool:
+    """Whether nobody else can have written to it: in a folder of many, somebody may have put it there for us."""
+    is_alone = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return is_alone and (WINDOWS or status.st_uid == os.geteuid())
+
+
+def read_note(folder: Folder, name: str | bytes, kind: type[N]) -> N | None:
+    """The note of that name; None if there is none, or if it makes no sense or may be somebody else's."""
+    try:
+        descriptor = os.open(folder.at(name), READ, dir_fd=folder.descriptor)
+    except OSError:
+        return None
+    try:
+        if not is_ours(os.fstat(descriptor)):
+            return None
+        return msgspec.json.decode(os.read(descriptor, _LONGEST_NOTE), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def write_note(folder: Folder, name: str | bytes, note: msgspec.Struct) -> None:
+    """Leave that note, for its owner only, in the place of what has the name. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(folder.at(name), dir_fd=folder.descriptor)
+    descriptor = os.open(folder.at(name), CREATE, 0o600, dir_fd=folder.descriptor)
+    try:
+        os.write(descriptor, msgspec.json.encode(note))
+    finally:
+        os.close(descriptor)
+
+
+MARK = b".remoter-unfinished"
+"""What the mark in a folder is called that is not complete yet. No copy takes it along."""
+
+Origin = Annotated[str, msgspec.Meta(max_length=64)]
+"""A word for the folder that is copied, which is the same as long as that is the same folder; empty: unknown."""
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """What the mark in a new folder says: of what it is the copy, which is not complete yet.
+
+    `cp big d3` makes the folder `d3` if there is none, and goes into it if there is. So after a cut the same
+    command would mean another place; by the mark it means the same one. That is all that it is believed for.
+    Several things that are copied together have no name, nor a mark.
+    """
+
+    name: str = ""
+    origin: Origin = ""
+    source: str = ""  # for who finds it
+
+    @classmethod
+    def copy_of(cls, name: str, origin: Origin, source: str) -> Unfinished:
+        """The mark of a copy of that."""
+        return cls(shown(name), origin, shown(source)[:1000]) if name and origin else cls()
+
+    def is_on(self, path: str, root: str | None = None) -> bool:
+        """Whether the folder at that resolved path, below `root`, is marked so."""
+        with contextlib.suppress(OSError), Folder.open(path, root) as folder:
+            return self._is_in(folder)
+        return False
+
+    def _is_in(self, folder: Folder) -> bool:
+        mark = read_note(folder, MARK, Unfinished) if self.name else None
+        return mark is not None and (mark.name, mark.origin) == (self.name, self.origin)
+
+    def put(self, folder: Folder) -> None:
+        """Mark a new folder. Raises OSError."""
+        if self.name:
+            write_note(folder, MARK, self)
+
+    def take_off(self, folder: Folder) -> None:
+        """The folder is complete. A mark that another copy has left stays."""
+        if self._is_in(folder):
+            folder.remove(MARK)
+
+
+NO_MARK = Unfinished()
 
 
 # --- room on the disk ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 from ._errors import TransferError
 from ._files import FileSink, FileSource, is_wanted
-from ._folders import Folder
+from ._folders import Folder, Unfinished
 from ._manifest import MANIFEST, Manifest, Tree, check_length, decode_manifest, encode_manifest, find
 from ._paths import decode_name, decode_path, encode_path, find_target, join, write_error
 from ._pieces import MemorySource, Sink, Source
@@ -87,6 +87,7 @@ def offer_path(data: dict[str, Any], cwd: Path, root: Path | None) -> Freight:
         files=found.manifest.files,
         size=found.manifest.size,
         manifest=len(manifest),
+        origin=found.origin,
     )
     return Freight(as_data(tree), {MANIFEST: MemorySource([manifest])}, partial(_send_tree, found, top))
 
@@ -116,9 +117,10 @@ def accept_path(data: dict[str, Any], cwd: Path, root: Path | None) -> Freight:
     to = decode_path(request.path) if request.path is not None else None
     if isinstance(request, TreeRequest):
         name = decode_name(request.name) if request.name else ""
-        folder, name = find_target(to, name, str(cwd), top)
+        mark = Unfinished.copy_of(name, request.origin, request.source)
+        folder, name = find_target(to, name, str(cwd), top, is_unfinished=partial(mark.is_on, root=top))
         place = TreePlace(path=encode_path(join(folder, name)))
-        incoming = Incoming(request, folder, name, top)
+        incoming = Incoming(request, folder, name, top, mark)
         return Freight(as_data(place), {MANIFEST: incoming}, incoming.choose)
     folder, name = find_target(to, decode_name(request.name), str(cwd), top)
     return _accept_file(request, folder, name, top)
@@ -203,12 +205,16 @@ class Incoming:
         request: what the client wants.
         folder, name: where the folder will be.
         root: nothing outside of it is touched.
+        mark: what the folder is marked with, if it is new, until it is complete.
     """
 
-    def __init__(self, request: TreeRequest, folder: str, name: str, root: str | None) -> None:
+    def __init__(
+        self, request: TreeRequest, folder: str, name: str, root: str | None, mark: Unfinished
+    ) -> None:
         check_length(request.manifest)
         self.size, self.position = request.manifest, 0
         self._request, self._folder, self._name, self._root = request, folder, name, root
+        self._mark = mark
         self._data = bytearray(self.size)
         self._manifest: Manifest | None = None
         self._plan: Plan | None = None
@@ -248,7 +254,12 @@ class Incoming:
         offsets = {offset.index: offset.had for offset in self._plan.offsets if offset.index in confirmed}
         selection = Selection(self._manifest, self._plan.wanted, offsets)
         root = open_target(
-            self._folder, self._name, self._root, make=True, is_whole=self._manifest.root is not None
+            self._folder,
+            self._name,
+            self._root,
+            make=True,
+            is_whole=self._manifest.root is not None,
+            mark=self._mark,
         )
         assert root is not None
         sink = TreeSink(
@@ -257,6 +268,7 @@ class Incoming:
             overwrite=request.overwrite,
             resume=request.resume,
             keeps_links=request.symlinks == "keep",
+            mark=self._mark,
             source=request.source,
         )
         return Freight(as_data(Chosen(size=sink.size)), {"": sink})

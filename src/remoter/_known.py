@@ -39,11 +39,16 @@ def keys() -> dict[str, list[dict[str, str]]]:
         ],
         "authorized": [entry(public, name) for public, name in _authorized()],
         "known": [
-            entry(public, label) | ({"pickles": "always"} if public in pickles else {})
+            entry(public, _plain(label)) | ({"pickles": "always"} if public in pickles else {})
             for public, label in known.items()
         ],
         "saved": [_saved_entry(name, saved.address) for name, saved in read_saved().items()],
     }
+
+
+def _plain(label: str) -> str:
+    """What a server is called, as it may be typed: `main` for "session `main`", by which a person is asked."""
+    return label.removeprefix("session ").replace("`", "")
 
 
 def _saved_entry(name: str, address: Address) -> dict[str, str]:
@@ -115,7 +120,8 @@ def forget(name: str) -> None:
     servers = {
         pin.public
         for pin in [*pins, *_trust.trusted()]
-        if name in (pin.label, pin.label.rpartition(" ")[0] if ":" in name else "") or public == pin.public
+        if name in (pin.label, _plain(pin.label), pin.label.rpartition(" ")[0] if ":" in name else "")
+        or public == pin.public
     }
     for server in servers:
         pins.forget(server)

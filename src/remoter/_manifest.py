@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import xxhash
 
 from ._config import WINDOWS
 from ._errors import TransferError
 from ._files import FileSource, is_sparse
-from ._folders import PERMISSIONS, Folder, Trail, kind_of, split
+from ._folders import MARK, PERMISSIONS, Folder, Trail, kind_of, split
 from ._paths import check_relative, missing, read_error, reason, resolve, shown, stays_inside
 from ._steps import LARGEST, Size, Symlinks
 
@@ -176,8 +177,8 @@ class Survey:
         self._take(trail.root, b".", path, status)
         self.add_below(trail, prefix=path + b"/")
 
-    def add_match(self, trail: Trail, path: bytes) -> None:
-        """What is at that path, with all that is in it, and the folders on the way to it."""
+    def add_match(self, trail: Trail, path: bytes) -> bool:
+        """What is at that path, with all that is in it, and the folders on the way to it. Whether it crosses."""
         above = b""
         for name in path.split(b"/"):
             whole = above + b"/" + name if above else name
@@ -190,6 +191,7 @@ class Survey:
             above = whole
         if path in self._entries and self._entries[path].kind == "folder":
             self.add_below(trail, path)
+        return path in self._entries
 
     def add_below(self, trail: Trail, path: bytes = b"", prefix: bytes = b"") -> None:
         """All that is in the folder at that path; `prefix` stands before it at the other end."""
@@ -202,7 +204,7 @@ class Survey:
             self._check()
             try:
                 folder = trail.go(path)
-                found = folder.contents()
+                found = _contents(folder)
             except OSError as error:
                 self._problems.add(prefix + path or trail.root.path, reason(error))
                 continue
@@ -240,6 +242,11 @@ class Survey:
             self._entries[path] = Entry(path, "link", 0, status.st_mtime_ns, target=target)
         else:
             self._problems.add(path, f"the link leads out of the folder, to `{shown(target)}`")
+
+
+def _contents(folder: Folder) -> list[tuple[bytes, os.stat_result]]:
+    """All that is in it, but not the mark that it is not complete. Raises OSError."""
+    return [found for found in folder.contents() if found[0] != MARK]
 
 
 # --- patterns --------------------------------------------------------------------------------
@@ -283,7 +290,7 @@ def find_matches(trail: Trail, pattern: Pattern, path: bytes = b"") -> Iterator[
     if part is None and rest:
         yield from find_matches(trail, rest, path)
     try:
-        found = trail.go(path).contents()
+        found = _contents(trail.go(path))
     except OSError:
         return  # as in a shell
     matches = (part or _VISIBLE).match
@@ -309,12 +316,14 @@ class Tree:
         name: its own name; empty for several things together.
         manifest: what is in it.
         tops: where the things are that the first parts of the paths name; under `b""` the folder that all are in.
+        origin: a word for the folder; empty for several things.
     """
 
     path: str
     name: str
     manifest: Manifest
     tops: dict[bytes, str]
+    origin: str = ""
 
     def place(self, entry: Entry) -> tuple[str, bytes]:
         """Where something is: a resolved folder, and the path from there, on which no link is followed."""
@@ -365,12 +374,18 @@ def find(
             survey = Survey(symlinks, check)
             with _trail(path, root) as trail:
                 survey.add_below(trail)
-            return Tree(path, name, survey.manifest(status), {b"": path})
+            return Tree(path, name, survey.manifest(status), {b"": path}, origin_of(path, status))
     return _find_several(paths, base, root, Survey(symlinks, check))
+
+
+def origin_of(path: str, status: os.stat_result) -> str:
+    """A word for a folder: for its place, and for that which is there now."""
+    return xxhash.xxh3_128_hexdigest(os.fsencode(path) + b"\0%d" % status.st_ino)
 
 
 def _find_several(paths: list[str], base: str, root: str | None, survey: Survey) -> Tree:
     tops: dict[bytes, str] = {}
+    crosses = False
     for typed in paths:
         path = resolve(typed, base, root)
         status = _status(path)
@@ -378,6 +393,7 @@ def _find_several(paths: list[str], base: str, root: str | None, survey: Survey)
             folder, actual = os.path.split(path)
             name = os.fsencode(typed_name(typed) or actual or "root")
             _claim(tops, name, path)
+            crosses = True
             is_folder = stat.S_ISDIR(status.st_mode)
             with _trail(path if is_folder else folder, root) as trail:
                 if is_folder:
@@ -388,28 +404,42 @@ def _find_several(paths: list[str], base: str, root: str | None, survey: Survey)
             folder = resolve(pattern[0], base, root)
             if _status(folder) is None:
                 raise missing(folder, root, what="folder")
-            if not _add_matches(survey, folder, root, pattern[1], tops):
+            matches = list(_add_matches(survey, folder, root, pattern[1], tops))
+            if not matches:
                 raise TransferError(
                     f"nothing matches `{shown(typed)}`", cause=f"in `{shown(folder)}`", id="path"
                 )
+            crosses |= any(matches)
         else:
             raise missing(path, root)
-    return Tree(", ".join(paths), "", survey.manifest(), tops)
+    manifest, words = survey.manifest(), ", ".join(paths)
+    if not crosses:
+        raise _nothing_crosses(words, manifest)
+    return Tree(words, "", manifest, tops)
+
+
+def _nothing_crosses(words: str, manifest: Manifest) -> TransferError:
+    """The error that all that matches is left out, for that reason."""
+    hints = ["name a link itself, and what it leads to is copied"]
+    if manifest.links:
+        one = manifest.links == 1
+        cause = f"{manifest.links:,} symbolic link{' was' if one else 's were'} left out"
+        hints.insert(0, '`symlinks="keep"` copies those that lead to something in the same folder')
+    else:
+        cause, hints = "; ".join(manifest.problems[:3]), []
+    return TransferError(f"nothing of `{shown(words)}` crosses", cause=cause, hints=hints, id="path")
 
 
 def _add_matches(
     survey: Survey, folder: str, root: str | None, parts: list[str], tops: dict[bytes, str]
-) -> bool:
-    """Add what matches a pattern; whether there was something."""
-    is_found = False
+) -> Iterator[bool]:
+    """Add what matches a pattern; of each whether it crosses."""
     # While one trail looks for matches, the other goes into those that are folders.
     with _trail(folder, root) as trail, _trail(folder, root) as other:
         for match in find_matches(trail, compile_pattern(parts)):
             first = match.partition(b"/")[0]
             _claim(tops, first, os.path.join(folder, os.fsdecode(first)))
-            survey.add_match(other, match)
-            is_found = True
-    return is_found
+            yield survey.add_match(other, match)
 
 
 def _status(path: str) -> os.stat_result | None:

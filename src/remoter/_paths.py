@@ -15,6 +15,7 @@ import itertools
 import ntpath
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ._config import WINDOWS
@@ -141,12 +142,22 @@ def is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(root if root.endswith(os.sep) else root + os.sep)
 
 
-def find_target(to: str | None, name: str, base: str, root: str | None = None) -> tuple[str, str]:
+def find_target(
+    to: str | None,
+    name: str,
+    base: str,
+    root: str | None = None,
+    *,
+    is_unfinished: Callable[[str], bool] = lambda path: False,
+) -> tuple[str, str]:
     """Where something called `name` goes: the resolved folder, and its name there.
 
     Into a folder that exists, or that ends with `/` (which is made if only it is missing); otherwise to
     that path itself; without one, under its own name. What has no name goes where the path
     leads: there the second is empty if that folder exists, and what it is to be called if not.
+
+    Of a folder that exists `is_unfinished` says whether it is what an earlier attempt has made of the same thing:
+    then the path means that again, and nothing in it, unless it ends with `/`.
 
     Raises:
         TransferError: the folder is missing, or outside of the root.
@@ -159,9 +170,10 @@ def find_target(to: str | None, name: str, base: str, root: str | None = None) -
             os.mkdir(resolved)
         except OSError as error:
             raise write_error(resolved, error) from None
-    if is_folder or os.path.isdir(resolved):
+    goes_on = not is_folder and os.path.isdir(resolved) and is_unfinished(resolved)
+    if is_folder or (os.path.isdir(resolved) and not goes_on):
         folder = resolved
-    elif not name:
+    elif goes_on or not name:
         folder, name = os.path.split(resolved)
     else:
         # The last part is taken as it was typed: if it is a link, the link is meant, not where it leads.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ._config import WINDOWS
 from ._errors import TransferError
 from ._files import FileSource, find_part
-from ._folders import Folder, Trail, is_in_the_way, is_same_time, split
+from ._folders import MARK, NO_MARK, Folder, Trail, Unfinished, is_in_the_way, is_same_time, split
 from ._manifest import Entry, Manifest, Problems, Tree
 from ._paths import is_case_insensitive, join, objection, reason, shown, write_error
 from ._steps import Offset, Plan
@@ -24,6 +24,7 @@ LARGE = 8 * 1024 * 1024
 
 EXISTS = "it exists, and differs: `overwrite=True` or `update=True` replaces it"
 IN_THE_WAY = "a folder cannot be there: a link or a file is in the way"
+A_MARK = "so only remoter calls what it marks folders with"
 
 
 class Selection:
@@ -124,6 +125,8 @@ class _Planning:
 
     def _objection(self, path: bytes) -> str:
         """Why there can be no such file here."""
+        if split(path)[1] == MARK:
+            return A_MARK
         if WINDOWS and (why := objection(path)):
             return why
         if self._names is None:
@@ -168,7 +171,13 @@ class _Planning:
 
 
 def open_target(
-    folder: str, name: str, root: str | None = None, *, make: bool, is_whole: bool = True
+    folder: str,
+    name: str,
+    root: str | None = None,
+    *,
+    make: bool,
+    is_whole: bool = True,
+    mark: Unfinished = NO_MARK,
 ) -> Folder | None:
     """The folder that a tree goes to; None: it is not there, and is not to be made.
 
@@ -177,6 +186,7 @@ def open_target(
         root: nothing outside of it is used.
         make: make it if it is missing.
         is_whole: it gets its mode when it is complete, and is closed to others until then.
+        mark: what a new one is marked with.
 
     Raises:
         TransferError: something else is there.
@@ -192,7 +202,9 @@ def open_target(
             if not make:
                 return None
             above.make(name, 0o700 if is_whole else 0o777)
-            return above.enter(name)
+            with above.enter(name) as made:
+                mark.put(made)
+                return made.copy()
     except OSError as error:
         if is_in_the_way(error):
             raise TransferError(f"`{shown(path)}` exists, and is no folder", id="exists") from None

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ._errors import TransferError
+from ._folders import Origin
 
 LARGEST = 1 << 62
 """Bytes of a file or folder beyond which somebody lies."""
@@ -49,23 +50,30 @@ class FileOffer(_Step, tag="file", tag_field="kind"):
 
 
 class TreeOffer(_Step, tag="tree", tag_field="kind"):
-    """It is a folder; or several things, without a name of their own. `manifest` is the length of that."""
+    """It is a folder; or several things, without a name of their own. `manifest` is the length of that.
+
+    `origin` is a word for the folder that is the same as long as that is the same: for the mark of a copy.
+    """
 
     path: bytes
     name: bytes
     files: int
     size: Size
     manifest: int
+    origin: Origin = ""
 
 
 class FileRequest(_Step, tag="file", tag_field="kind"):
-    """A file that is to be put into the session. `source` is where it is here, for who finds a part of it."""
+    """A file that is to be put into the session. `source` is where it is here, for who finds a part of it.
+
+    Without a `mode` it gets that of a new file there.
+    """
 
     path: bytes | None
     name: bytes
     size: Size
     mtime_ns: int
-    mode: int
+    mode: int | None
     is_sparse: bool = False
     source: str = ""
     overwrite: bool = False
@@ -74,12 +82,13 @@ class FileRequest(_Step, tag="file", tag_field="kind"):
 
 
 class TreeRequest(_Step, tag="tree", tag_field="kind"):
-    """A folder, or several things, that are to be put into the session."""
+    """A folder, or several things, that are to be put into the session; `origin` as in `TreeOffer`."""
 
     path: bytes | None
     name: bytes
     manifest: int
     source: str = ""
+    origin: Origin = ""
     overwrite: bool = False
     skip_same: bool = False
     resume: bool = True

@@ -22,7 +22,19 @@ from typing import Any
 from ._config import WINDOWS
 from ._errors import TransferError
 from ._files import FileSink, read_at
-from ._folders import CREATE, READ, Folder, Trail, check_room, dress, is_in_the_way, put_in_place, split
+from ._folders import (
+    CREATE,
+    NO_MARK,
+    READ,
+    Folder,
+    Trail,
+    Unfinished,
+    check_room,
+    dress,
+    is_in_the_way,
+    put_in_place,
+    split,
+)
 from ._manifest import Entry, Problems, Tree
 from ._paths import is_full, reason, stays_inside, write_error
 from ._plans import EXISTS, IN_THE_WAY, LARGE, Selection
@@ -89,8 +101,7 @@ class TreeSource:
         if at not in self._worth:
             try:
                 self._read(at, entry, skip + within, data)
-                if is_end:
-                    self._check(entry)
+                self._check(entry)
             except FileNotFoundError:
                 self._worth[at] = GONE
             except OSError:
@@ -125,7 +136,7 @@ class TreeSource:
         self._open_at = at
 
     def _check(self, entry: Entry) -> None:
-        """Whether it still is what the manifest says, now that it has been read."""
+        """Whether it still is what the manifest says, now that a stretch has been read."""
         status = os.fstat(self._descriptor)
         is_same = status.st_size == entry.size and status.st_mtime_ns == entry.mtime_ns
         if not is_same or not stat.S_ISREG(status.st_mode):
@@ -159,6 +170,7 @@ class TreeSink:
         overwrite: replace files that are there.
         resume: go on with the parts of large files, and leave one if this is cut off.
         keeps_links: make the links of the manifest.
+        mark: what the folder is marked with, if it is new, until all is there.
         source: where it comes from, for who finds a part.
         on_file: called when another file is there, or has failed.
 
@@ -174,6 +186,7 @@ class TreeSink:
         overwrite: bool = False,
         resume: bool = True,
         keeps_links: bool = False,
+        mark: Unfinished = NO_MARK,
         source: str = "",
         on_file: Callable[[], object] = lambda: None,
     ) -> None:
@@ -182,7 +195,7 @@ class TreeSink:
         self.problems = Problems()
         self._manifest, self._files = selection.manifest, selection.files
         self._overwrite, self._resume, self._keeps_links = overwrite, resume, keeps_links
-        self._source, self._on_file = source, on_file
+        self._mark, self._source, self._on_file = mark, source, on_file
         self._trail = Trail(root, make=True)
         self._temporary = f".remoter-{os.urandom(4).hex()}.part".encode()
         self._at = self._within = 0
@@ -350,6 +363,7 @@ class TreeSink:
                 _dress_folder(self._trail.go(path), name, entry.mode, entry.mtime_ns)
             except OSError:
                 continue  # it is not there, which has been noted
+        self._mark.take_off(self._trail.root)
         if self._manifest.root is not None:
             with contextlib.suppress(OSError):
                 _dress_folder(self._trail.root, b".", *self._manifest.root)
