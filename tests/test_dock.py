@@ -299,6 +299,7 @@ def test_what_is_offered_under_the_same_name_takes_the_place_of_the_older(dock, 
     client.join("t")
     dock.offer("t", newer)
     wait_for(lambda: older.closed, what="the older to be closed")
+    assert client.hear()[0].kind == "unknown"  # whoever was at the older one begins anew
     client.join("t")
     assert client.fetch(3) == b"new"
 

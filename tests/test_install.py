@@ -223,6 +223,7 @@ def quick_index(home):
 # --- from nothing to a program that runs -----------------------------------------------------
 
 
+@pytest.mark.timeout(60)  # a dozen wheels are packed, sent and installed
 def test_where_no_side_reaches_an_index_what_is_installed_here_is_sent(there, no_index):
     there.python()
     assert there.install() == __version__
