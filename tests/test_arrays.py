@@ -1,9 +1,11 @@
 """Arrays, sparse matrices and tensors cross and are what they were."""
 
 import json
+import pathlib
 import random
 import shutil
 import struct
+import subprocess
 import sys
 import tracemalloc
 import types
@@ -218,8 +220,85 @@ def test_without_numpy_an_array_cannot_be_opened_and_all_else_can(monkeypatch):
     monkeypatch.setitem(sys.modules, "numpy", None)
     error = refusal(receive, packed)
     assert error.kind == "versions"
-    assert "`numpy` is needed here" in error.message
+    assert error.message == "`numpy` is needed to open what comes, and is not there"
     assert receive(plain).build() == {"x": list(range(100))}
+
+
+def test_only_a_whole_numpy_is_asked_for_memory_or_for_what_a_value_is(monkeypatch):
+    packed = pack([bytes(100_000), b"a" * 100_000, "x" * 100_000])
+    array = np.arange(3)
+    packed_array = pack(array)
+    half = types.ModuleType("numpy")
+    for odd in (half, object(), 3, type("Odd", (), {"__getattr__": lambda self, name: 1 / 0})()):
+        monkeypatch.setitem(sys.modules, "numpy", odd)
+        assert receive(packed).build()[1] == b"a" * 100_000
+        error = refusal(pack, [array])
+        assert error.kind == "unsafe"
+        assert describe(array) == "ndarray"
+        error = refusal(receive, packed_array)
+        assert error.kind == "versions"
+        assert "needed to open what comes" in error.message
+
+
+def test_an_array_crosses_where_nothing_but_numpy_was_imported():
+    program = (
+        "import numpy; from remoter import _values; "
+        "assert 'numpy.ma' not in __import__('sys').modules or numpy.__version__ < '2'; "
+        "print(_values.pack([numpy.arange(3)]).is_pickle, _values.describe(numpy.arange(3)))"
+    )
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.stderr) == ("False ndarray (3,) int64\n", "")
+
+
+def test_a_numpy_that_another_thread_imports_is_waited_for(home):
+    (home / "numpy.py").write_text(SLOW)
+    run = [sys.executable, "-I", "-c", WAIT, str(home), str(pathlib.Path(_values.__file__))]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.stderr) == ("waits\nwhole\n", "")
+
+
+SLOW = """
+import threading
+begun.set()
+go_on.wait(10)
+empty = generic = ndarray = uint8 = None
+"""
+
+WAIT = """
+import builtins, importlib.util, sys, threading
+builtins.begun, builtins.go_on = threading.Event(), threading.Event()
+sys.path.insert(0, sys.argv[1])
+spec = importlib.util.spec_from_file_location("values", sys.argv[2])
+values = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(values)
+importing = threading.Thread(target=__import__, args=["numpy"])
+importing.start()
+begun.wait(10)
+found = []
+finding = threading.Thread(target=lambda: found.append(values._find_numpy()))
+finding.start()
+finding.join(0.2)
+print("waits" if not found else found)
+go_on.set()
+finding.join(10), importing.join(10)
+print("whole" if found[0] is sys.modules["numpy"] else found)
+"""
+
+
+@pytest.mark.parametrize("inner", ['{"range":[0,1099511627776,1]}', "[1,2]", "3", "null"])
+def test_an_array_of_strings_holds_nothing_else(inner):
+    tree = f'{{"value":{{"strings":[[2],true,[],["a",{inner}]]}}}}'
+    layout = Layout(tree, [])
+    layout.allocate()
+    assert refusal(layout.build).kind == "corrupt"
+
+
+@pytest.mark.parametrize("names", [[1, 2], [1], ["a", 2], [["a"]]])
+def test_fields_of_a_record_have_names(names):
+    fields = [[name, None, 0, "|b1", []] for name in names]
+    content = [{"size": 8, "aligned": False, "fields": fields}, [1], "C", 0, "ndarray"]
+    assert refusal(Layout, json.dumps({"value": {"ndarray": content}}), [8]).kind == "corrupt"
 
 
 # --- into ------------------------------------------------------------------------------------

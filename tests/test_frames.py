@@ -732,6 +732,38 @@ def test_the_memory_that_texts_take_is_asked_for_beforehand(monkeypatch: pytest.
     assert caught.value.kind == "memory"
 
 
+@pytest.mark.parametrize("tag", ["pandas.interval", "pandas.category", "pandas.levels"])
+def test_a_range_that_has_to_be_unrolled_is_charged_for(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    endless = {"pandas.range": [0, 1 << 30, 1, None]}
+    code = {"ndarray": ["|i1", [1], "C", 0, "ndarray"]}
+    values: dict[str, Any] = {
+        "pandas.interval": {"pandas.index": [{tag: [endless, endless, "left"]}, None, None]},
+        "pandas.category": {tag: [code, endless, False]},
+        "pandas.levels": {tag: [[[endless, code]], [None]]},
+    }
+    monkeypatch.setattr(_values, "free_memory", lambda: 10**9)
+    layout = Layout(json.dumps({"value": values[tag]}), [] if tag == "pandas.interval" else [1])
+    with pytest.raises(ValuesError) as caught:
+        layout.allocate()
+    assert caught.value.kind == "memory"
+
+
+@pytest.mark.parametrize("wrap", [pandas.Index, pandas.CategoricalIndex])
+def test_labels_that_a_hash_table_is_slow_with_are_refused_and_no_others(wrap: Any) -> None:
+    prime = 2**61 - 1
+    honest: list[Any] = [10**20, None, *["a", 2.5, 10**30] * 2000, *(n * prime for n in range(10, 500))]
+    if wrap is pandas.Index:
+        honest.append([1])  # not every label can be a key
+        assert list(cross(pandas.Index(honest, dtype=object))) == honest
+    else:
+        honest = sorted({label for label in honest if type(label) is int})
+        assert cross(wrap(honest)).tolist() == honest
+    labels = pandas.Index([number * prime for number in range(10, 1200)], dtype=object)
+    with pytest.raises(ValuesError) as caught:
+        cross(wrap(labels))
+    assert (caught.value.kind, caught.value.cause) == ("corrupt", "too many keys have the same hash")
+
+
 def test_offsets_into_texts_are_looked_at_where_there_is_no_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     tree, sizes, stream = take_apart(pandas.Series(["ab", "c", ""], dtype="string[pyarrow]"))
     offset = content_of(tree, "pandas.text")[4][0][2][0]

@@ -41,8 +41,8 @@ def encode(value: Any, root: str, writer: Writer) -> Any:
 
 def describe(value: Any, root: str) -> str | None:
     """In a few words; None: not one of ours."""
-    numpy, kind = sys.modules.get("numpy"), type(value)
-    if is_array(value) or (numpy is not None and kind is numpy.ma.MaskedArray):
+    kind = type(value)
+    if is_array(value) or kind is sys.modules["numpy"].ma.MaskedArray:
         fields = value.dtype.names
         elements = value.dtype if fields is None else f"of {len(fields)} fields"
         return f"{kind.__name__} {value.shape} {elements}"
@@ -67,8 +67,8 @@ _CLASSES = ("ndarray", "recarray", "matrix")
 
 def is_array(value: Any) -> bool:
     """Whether it is one that crosses as its bytes, or that bytes can be received into."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap, numpy.matrix, numpy.recarray)
+    numpy = sys.modules.get("numpy")  # may be half of it, or what anybody has put there
+    return any(type(value) is getattr(numpy, name, None) for name in (*_CLASSES, "memmap"))
 
 
 def _bytes_of(value: Any) -> memoryview:
@@ -108,7 +108,13 @@ def _encode_array(value: Any, writer: Writer) -> Any:
         return _encode_strings(plain, writer)
     if plain.dtype.kind == "O" and house == "ndarray":
         order = "C" if plain.flags.c_contiguous or not plain.flags.f_contiguous else "F"
-        return {"objects": [list(plain.shape), order, writer.nodes(list(plain.ravel(order)))]}
+        try:
+            nodes = writer.nodes(list(plain.ravel(order)))
+        except Exception as error:
+            if plain.ndim != 1:  # then the place in the list is none in the array
+                getattr(error, "path", []).clear()
+            raise
+        return {"objects": [list(plain.shape), order, nodes]}
     return {"ndarray": _array_content(plain, house, writer)}
 
 
@@ -162,7 +168,7 @@ def _check_dtype(content: Any, reader: Reader) -> int:
         end = reader.length(offset) + _check_dtype(inner, reader) * math.prod(map(reader.length, shape))
         if end > size:
             reader.refuse("a field stands outside of its record")
-    if len(set(names)) != len(names) or set(map(type, names)) > {str}:
+    if not set(map(type, names)) <= {str} or len(set(names)) != len(names):
         reader.refuse("a record has two fields of one name")
     return size
 
@@ -304,15 +310,20 @@ def _check_strings(content: Any, reader: Reader) -> Facts:
     if reader.check(missing).length > 1 or reader.check(texts)[:2] != ("list", math.prod(shape)):
         reader.refuse("an array has no elements")
     if not hasattr(getattr(reader.need("numpy"), "dtypes", None), "StringDType"):
-        reader.fail("versions", "numpy 2 is needed here to open an array of `StringDType`")
+        reader.fail("versions", "`numpy` 2 or later is needed to open an array of `StringDType`")
     return reader.facts("ndarray", shape[0] if shape else 0, "strings", shape)
 
 
 def _build_strings(content: Any, reader: Reader) -> Any:
     shape, coerce, missing, texts = content
-    numpy, missing = sys.modules["numpy"], reader.build(missing)
+    numpy, missing, texts = sys.modules["numpy"], reader.build(missing), reader.build(texts)
+    found = set(map(type, [*missing, *texts]))
+    if not found <= {str, float, type(None)} or (
+        None in texts and not missing
+    ):  # numpy would look into a `range`
+        reader.refuse("an array of texts has other elements")
     dtype = numpy.dtypes.StringDType(coerce=coerce, **({"na_object": missing[0]} if missing else {}))
-    flat = [missing[0] if text is None else text for text in reader.build(texts)]
+    flat = [missing[0] if text is None else text for text in texts]
     return numpy.array(flat, dtype).reshape(shape)
 
 

@@ -462,7 +462,7 @@ def need_pyarrow(reader: Reader) -> Any:
     pyarrow = reader.need("pyarrow", hints=INSTALL)
     found = tuple(int(part) for part in re.findall(r"\d+", pyarrow.__version__)[:3])
     if found < OLDEST:
-        message = "`pyarrow` 14.0.1 or later is needed here to open what comes"
+        message = "`pyarrow` 14.0.1 or later is needed to open what comes"
         fail(
             reader,
             "versions",

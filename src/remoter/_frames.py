@@ -157,7 +157,7 @@ def _encode_categorical(array: Any, writer: Writer) -> dict[str, Any]:
 def _check_categorical(content: Any, reader: Reader) -> Any:
     codes, categories, ordered = content
     facts = _expect(codes, reader, "i")
-    _check_index(categories, reader)
+    _check_unrolled(categories, reader)
     if not isinstance(ordered, bool):
         reader.refuse("categories are ordered or not")
     return facts._replace(type="Categorical", dtype="category")
@@ -236,8 +236,8 @@ def _encode_intervals(array: Any, writer: Writer) -> dict[str, Any]:
 
 def _check_intervals(content: Any, reader: Reader) -> Any:
     left, right, closed = content
-    facts = _check_index(left, reader)
-    if _check_index(right, reader).length != facts.length:
+    facts = _check_unrolled(left, reader)
+    if _check_unrolled(right, reader).length != facts.length:
         reader.refuse("some intervals have one end")
     if closed not in ("left", "right", "both", "neither"):
         reader.refuse("intervals are closed on one side, on both or on neither")
@@ -268,7 +268,7 @@ def _check_arrow(content: Any, reader: Reader) -> Any:
 def _build_arrow(content: Any, reader: Reader) -> Any:
     dtype = getattr(reader.need("pandas"), "ArrowDtype", None)
     if dtype is None:
-        _arrow.fail(reader, "versions", "pandas 1.5 or later is needed here to open Arrow columns")
+        _arrow.fail(reader, "versions", "`pandas` 1.5 or later is needed to open Arrow columns")
     column = _arrow.build_column(content[0], content[1], reader)
     dtype = dtype(column.type)
     return dtype.construct_array_type()(column)
@@ -360,9 +360,9 @@ def _check_texts(texts: Any, reader: Reader) -> int:
         reader.refuse("there are more texts than bytes")
     if lengths is not None:
         facts = reader.check(lengths)
-        if (facts.type, facts.length) != ("list", count):
+        if facts[:3] != ("list", count, "int"):
             reader.refuse("texts have no lengths")
-    reader.charge(60 * count + size)
+    reader.charge(80 * count + size)
     return int(count)
 
 
@@ -373,10 +373,10 @@ def _split(texts: Any, reader: Reader) -> list[str]:
         ends = numpy.zeros(count + 1, numpy.int64)
         numpy.cumsum(numpy.array(reader.build(lengths), numpy.int64), out=ends[1:])
         return _cut(reader.data(data), ends, reader)
-    found = str(reader.data(data), "utf-8", "surrogatepass").split("\0") if count else []
-    if len(found) != count or (count == 0 and len(reader.data(data))):
+    text = str(reader.data(data), "utf-8", "surrogatepass")
+    if text.count("\0") != max(count - 1, 0) or (text and not count):  # before memory is taken for them
         reader.refuse("there are more texts, or fewer, than they say")
-    return found
+    return text.split("\0") if count else []
 
 
 def _cut(data: memoryview, offsets: Any, reader: Reader) -> list[str]:
@@ -405,7 +405,7 @@ def _check_text(content: Any, reader: Reader) -> Any:
     if form == "arrow":
         kind, chunks = rest
         found = _arrow.check_column(kind, chunks, reader)
-        reader.charge(60 * found)
+        reader.charge(80 * found)
         if kind not in ("string", "large_string"):
             reader.refuse("texts are not texts")
     else:
@@ -503,7 +503,7 @@ _FREQUENCY_KEYWORDS = ("weekday", "week", "startingMonth", "month", "day_of_mont
 
 def _describe_zone(zone: Any, writer: Writer) -> Any:
     kind = type(zone)
-    library = kind.__module__.partition(".")[0]
+    library = _library_of(zone)
     if zone is None:
         return None
     if kind is datetime.timezone:
@@ -631,6 +631,14 @@ def _check_index(node: Any, reader: Reader) -> Any:
     return reader.check(node)
 
 
+def _check_unrolled(node: Any, reader: Reader) -> Any:
+    """Check an index that pandas looks into, for which a range becomes the numbers that it stands for."""
+    facts = _check_index(node, reader)
+    if facts.type == "RangeIndex":
+        reader.charge(32 * facts.length)
+    return facts
+
+
 def _check_range(content: Any, reader: Reader) -> Any:
     start, stop, step, name = content
     numbers = (start, stop, step)
@@ -661,6 +669,8 @@ def _check_plain_index(content: Any, reader: Reader) -> Any:
 def _build_plain_index(content: Any, reader: Reader) -> Any:
     values = _build_values(content[0], reader)
     name = reader.build(content[1])
+    if values.dtype == object:
+        reader.check_keys(values.tolist())
     index = reader.need("pandas").Index(values, dtype=values.dtype, name=name, copy=False)
     if content[2] is not None:
         index.freq = _make_frequency(content[2], reader)  # pandas sees whether it is true
@@ -669,7 +679,7 @@ def _build_plain_index(content: Any, reader: Reader) -> Any:
 
 def _check_levels(content: Any, reader: Reader) -> Any:
     levels, names = content
-    facts = [(_check_index(level, reader), _expect(codes, reader, "i")) for level, codes in levels]
+    facts = [(_check_unrolled(level, reader), _expect(codes, reader, "i")) for level, codes in levels]
     lengths = {codes.length for _, codes in facts}
     if len(lengths) != 1 or reader.check(names).length != len(levels):
         reader.refuse("the levels of an index differ in length")
@@ -1047,7 +1057,7 @@ def _has_labels(value: Any) -> bool:
 
 
 def _library_of(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
+    return str(getattr(type(value), "__module__", "")).partition(".")[0]  # a class may have none
 
 
 _FORMATS = {"pandas": _to_pandas, "polars": _to_polars, "arrow": _to_arrow, "numpy": _to_numpy}

@@ -47,6 +47,7 @@ import pathlib
 import re
 import struct
 import sys
+import types
 import unicodedata
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -70,6 +71,11 @@ LONGEST_PIECE = 32 << 10  # bytes; shorter data shares one buffer, the heap
 MOST_NODES = 20_000_000
 MANY = 64  # elements of one kind from which on they go as one column of numbers or of text
 TREE_COST = 40  # bytes that a character of the tree may cost when it is built
+PLACES = 8  # subscripts that are shown of where something is
+TEXT_COST = 80  # bytes of a short text in a list
+KEY_COST = 100  # bytes that a place in a set or dict may take
+MANY_KEYS = 1000  # of a set or dict that are looked at before they are put into it; that may have one hash
+BATCH = 4096  # keys that are put into a set or dict in one step
 ATTEMPTS = 5  # to look at a container that another thread changes at the same time
 FREE_ENOUGH = 8 << 20  # bytes that are always taken to be free
 SHARE = 0.8  # of the free memory that one value may take
@@ -95,10 +101,7 @@ class ValuesError(Exception):
         message, cause = clean(message, 1000), None if cause is None else clean(cause, 1000)
         super().__init__(message)
         self.kind, self.message, self.cause, self.hints = kind, message, cause, tuple(hints)
-
-
-class _TooDeepError(ValuesError):
-    """Too deep or too many: only a pickle can carry that."""
+        self.path: list[str] = []  # from the culprit up to the whole: "['model']", "[3]"
 
 
 def clean(text: str, longest: int = 200) -> str:
@@ -123,20 +126,37 @@ def _house(kind: type) -> tuple[str, str]:
     """Module and name of a class, asked past its metaclass: nothing of the user's runs."""
     names = []
     for attribute in ("__module__", "__qualname__"):
-        name = type.__dict__[attribute].__get__(kind)
+        try:
+            name = type.__dict__[attribute].__get__(kind)
+        except AttributeError:  # made where there is no `__name__`
+            name = None
         names.append(clean(name, 100) if type(name) is str else "?")
     return names[0], names[1]
 
 
 def _named(kind: type) -> str:
     module, name = _house(kind)
-    return f"`{name}`" if module == "builtins" else f"`{name}` ({module})"
+    return f"`{name}`" if module in ("builtins", "?") else f"`{name}` ({module})"
 
 
 def _is_found(kind: type) -> bool:
     """Whether a class is where it says; anybody's may say that it is pandas'."""
     module, name = _house(kind)
     return getattr(sys.modules.get(module), "__dict__", {}).get(name) is kind
+
+
+def _find_numpy() -> Any:
+    """numpy if it was imported here, or None. Half of it may be there, while another thread imports it: that
+    is waited for. And anything may have been put in its place.
+    """
+    if sys.modules.get("numpy") is None:
+        return None
+    try:
+        numpy = importlib.import_module("numpy")
+    except Exception:  # the other thread failed
+        return None
+    names = vars(numpy) if isinstance(numpy, types.ModuleType) else {}
+    return numpy if {"empty", "generic", "ndarray", "uint8"} <= set(names) else None
 
 
 def size_in_words(size: float) -> str:
@@ -159,7 +179,7 @@ def describe(value: Any) -> str:
         return f"{name} of {len(value)}"
     if root in FRAMES and _is_found(kind):
         return _beside("_frames").describe(value) or name
-    if root in ARRAYS:
+    if root in ARRAYS and _find_numpy() is not None:
         return _beside("_arrays").describe(value, root) or name
     return name
 
@@ -233,9 +253,9 @@ def _beside(name: str) -> Any:
     return module
 
 
-def _refuse_unsafe(what: str) -> NoReturn:
+def _refuse_unsafe(what: str, hints: tuple[str, ...] = ()) -> NoReturn:
     message = f"{what} crosses only as a pickle, and opening a pickle runs code that the session chose"
-    raise ValuesError("unsafe", message)
+    raise ValuesError("unsafe", message, hints=hints)
 
 
 @contextlib.contextmanager
@@ -291,7 +311,8 @@ def pack(value: Any, *, pickle: Callable[..., bytes] | None = None) -> Packed:
                 writer.refuse_depth()
             is_pickle = False
     except ValuesError as error:
-        if pickle is None or not (error.kind == "unsafe" or isinstance(error, _TooDeepError)):
+        if pickle is None or error.kind != "unsafe":
+            _add_place(error)
             raise
         writer = Writer()
         tree, buffers = writer.finish({"pickle": _pickled(value, pickle, writer), "type": name}, name)
@@ -300,6 +321,20 @@ def pack(value: Any, *, pickle: Callable[..., bytes] | None = None) -> Packed:
     if type(value) not in _SCALARS:
         text += ", " + size_in_words(sum(map(len, buffers)) or len(tree))
     return Packed(tree, buffers, name, text, is_pickle)
+
+
+def _add_place(error: ValuesError) -> None:
+    """Say where in the value the part is that does not cross."""
+    if error.path:
+        shown = "".join(error.path[: -PLACES - 1 : -1]) + ("..." if len(error.path) > PLACES else "")
+        place = f"it is in `{shown}`"
+        error.cause = place if error.cause is None else f"{error.cause}; {place}"
+
+
+def _subscript(key: Any) -> str:
+    """A key or an index as one would write it."""
+    plain = type(key) in (str, int, float, bool, type(None)) and not (type(key) is int and abs(key) >> 64)
+    return f"[{clean(repr(key), 60)}]" if plain else "[...]"
 
 
 def _pickled(value: Any, pickle: Callable[..., bytes], writer: Writer) -> list[Any]:
@@ -345,9 +380,13 @@ class Writer:
             if column is not None:
                 return column
         self.enter(len(values))
-        encoders = _ENCODERS
-        for index, value in enumerate(values):  # as flat as can be: the stack has to hold for all levels
-            values[index] = encoders.get(type(value), _encode_object)(value, self)
+        encoders, index = _ENCODERS, 0
+        try:
+            for index, value in enumerate(values):  # as flat as can be: the stack has to hold for all levels
+                values[index] = encoders.get(type(value), _encode_object)(value, self)
+        except ValuesError as error:
+            error.path.append(f"[{index}]")
+            raise
         self.leave()
         return values
 
@@ -391,12 +430,9 @@ class Writer:
     def refuse_depth(self) -> NoReturn:
         """The value is too large for a tree."""
         if self._nodes > MOST_NODES:
-            message = f"the value holds more than `{MOST_NODES}` objects"
             hints = ("put the numbers or texts into an array or a data frame",)
-            raise _TooDeepError("kind", message, hints=hints)
-        raise _TooDeepError(
-            "kind", f"the value is nested more than `{DEPTH}` levels deep, or contains itself"
-        )
+            _refuse_unsafe(f"a value that holds more than `{MOST_NODES}` objects", hints)
+        _refuse_unsafe(f"a value that holds itself, or is nested more than `{DEPTH}` levels deep,")
 
     def finish(self, envelope: dict[str, Any], name: str) -> tuple[str, list[memoryview]]:
         """The tree as text, and all buffers."""
@@ -597,7 +633,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if _STEPS[byte] == 0)
 
 def _make_memory(size: int) -> tuple[Any, memoryview]:
     """Memory for anything; numpy gives it without writing to it first."""
-    numpy = sys.modules.get("numpy")
+    numpy = _find_numpy()
     owner = bytearray(size) if numpy is None else numpy.empty(size, numpy.uint8)
     return owner, memoryview(owner)
 
@@ -697,10 +733,20 @@ class Reader:
     def need(self, name: str, hints: tuple[str, ...] = ()) -> Any:
         """A library of this side."""
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+            if name == "numpy" and _find_numpy() is None:
+                raise ImportError("what goes by that name is something else")
+            return module
         except Exception as error:
-            message = f"`{name}` is needed here to open what comes"
+            message = f"`{name}` is needed to open what comes, and is not there"
             raise ValuesError("versions", message, cause=_line(error), hints=hints) from None
+
+    def check_keys(self, keys: list[Any]) -> None:
+        """Refuse the labels of an index, to look up which would take for ever; some may be no keys at all."""
+        try:
+            _check_keys(keys)
+        except TypeError:
+            _check_keys(list(filter(_is_hashable, keys)))
 
     def refuse(self, message: str, cause: str | None = None) -> NoReturn:
         """What the peer says makes no sense."""
@@ -789,6 +835,7 @@ class _Parts:
         self.kind, self.tag, self.make = kind, kind.__name__, make
         self.take = operator.attrgetter(*take.split()) if isinstance(take, str) else take
         self.types = [set(choice.split("|")) for choice in types.split()]
+        self.is_hashed = issubclass(kind, (set, frozenset, dict))
 
     def encode(self, value: Any, writer: Writer) -> Any:
         for attempt in range(ATTEMPTS):
@@ -799,17 +846,36 @@ class _Parts:
                 if attempt == ATTEMPTS - 1:
                     message = f"{_named(self.kind)} was changed while it was packed"
                     raise ValuesError("changed", message, cause=_line(error)) from None
-        return {self.tag: [writer.nodes(part) if type(part) is list else writer.node(part) for part in parts]}
+        content: list[Any] = []
+        try:
+            for part, choice in zip(parts, self.types):  # what has to be a list is a list of ours
+                content.append(writer.nodes(part) if "list" in choice else writer.node(part))
+        except ValuesError as error:
+            self._place(error, parts, len(content))
+            raise
+        return {self.tag: content}
+
+    def _place(self, error: ValuesError, parts: Any, number: int) -> None:
+        """Turn the place in a list of parts, which stands last in the path, into one in the value."""
+        if not error.path or "list" not in self.types[number] or self.kind in (set, frozenset):
+            error.path.clear()
+        elif issubclass(self.kind, dict):
+            if number != len(parts) - 1:  # it is in a key
+                error.path.clear()
+            else:
+                error.path[-1] = _subscript(parts[-2][int(error.path[-1][1:-1])])
 
     def check(self, content: Any, reader: Reader) -> Facts:
         if type(content) is not list or len(content) != len(self.types):
             _refuse(f"a {self.tag} has other parts")
         length = 0
-        for node, types in zip(content, self.types):
+        for node, choice in zip(content, self.types):
             facts = reader.check(node)
-            if facts.type not in types and "any" not in types:
+            if facts.type not in choice and "any" not in choice:
                 _refuse(f"a {self.tag} is not made of a {facts.type}")
             length = facts.length
+        if self.is_hashed:
+            reader.charge(KEY_COST * length)
         return Facts(self.tag, length)
 
     def build(self, content: Any, reader: Reader) -> Any:
@@ -825,14 +891,62 @@ def _columns_of(value: Any) -> tuple[list[Any], list[Any]]:
     return list(items), list(items.values())
 
 
-def _pairs(keys: list[Any], values: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _make_defaultdict(factory: str | None, keys: list[Any], values: list[Any]) -> Any:
+    return defaultdict(_FACTORIES[factory], _make_dict(keys, values))
+
+
+# The hashes of numbers, and so of tuples of them, are no secret: a peer could choose many of one hash, for
+# which a set takes a time that grows with their square, in one step of C that nothing interrupts. So no
+# more than a few may have one hash, and they are put into it batch by batch.
+
+
+def _check_keys(keys: list[Any]) -> None:
+    """Refuse many different keys of one hash."""
+    kinds = set(map(type, keys)) if len(keys) > MANY_KEYS else set()
+    if kinds <= {str, bytes, float}:  # hashed with a secret; of floats, a few hundred can have the same
+        return
+    if kinds == {int} and min(keys) >= -(1 << 63) and max(keys) < 1 << 63:  # of these, nine
+        return
+    counts: Counter[int] = Counter()
+    for start in range(0, len(keys), BATCH):
+        counts.update(map(hash, keys[start : start + BATCH]))
+    different: dict[int, list[Any]] = {number: [] for number, count in counts.items() if count > MANY_KEYS}
+    for key in keys if different else ():  # labels of an index may be equal
+        found = different.get(hash(key))
+        if found is not None and key not in found:
+            found.append(key)
+            if len(found) > MANY_KEYS:
+                _refuse("too many keys have the same hash")
+
+
+def _is_hashable(key: Any) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
+def _make_set(keys: list[Any]) -> set[Any]:
+    if len(keys) <= MANY_KEYS:
+        return set(keys)
+    _check_keys(keys)
+    made: set[Any] = set()
+    for start in range(0, len(keys), BATCH):
+        made.update(keys[start : start + BATCH])
+    return made
+
+
+def _make_dict(keys: list[Any], values: list[Any], kind: Callable[..., dict[Any, Any]] = dict) -> Any:
     if len(keys) != len(values):
         _refuse("there are more keys than values, or fewer")
-    return zip(keys, values)
-
-
-def _make_defaultdict(factory: str | None, keys: list[Any], values: list[Any]) -> Any:
-    return defaultdict(_FACTORIES[factory], _pairs(keys, values))
+    if len(keys) <= MANY_KEYS:
+        return kind(zip(keys, values))
+    _check_keys(keys)
+    made = kind()
+    for start in range(0, len(keys), BATCH):
+        made.update(zip(keys[start : start + BATCH], values[start : start + BATCH]))
+    return made
 
 
 def _take_defaultdict(value: Any) -> tuple[Any, ...]:
@@ -877,6 +991,12 @@ _DATE, _CLOCK, _ZONE = (
 )
 
 
+def _make_fraction(numerator: int, denominator: int) -> fractions.Fraction:
+    if min(numerator.bit_length(), denominator.bit_length()) > 1 << 19:  # to shorten it would take minutes
+        raise ValuesError("kind", "a `Fraction` of such long numbers does not cross")
+    return fractions.Fraction(numerator, denominator)
+
+
 def _text(value: Any) -> tuple[str]:
     return (str(value),)
 
@@ -887,11 +1007,11 @@ def _elements(value: Any) -> tuple[list[Any]]:
 
 _PARTS = [
     _Parts(tuple, _elements, tuple, "list"),
-    _Parts(set, _elements, set, "list"),
-    _Parts(frozenset, _elements, frozenset, "list"),
-    _Parts(dict, _columns_of, lambda *columns: dict(_pairs(*columns)), "list list"),
-    _Parts(OrderedDict, _columns_of, lambda *columns: OrderedDict(_pairs(*columns)), "list list"),
-    _Parts(Counter, _columns_of, lambda *columns: Counter(dict(_pairs(*columns))), "list list"),
+    _Parts(set, _elements, _make_set, "list"),
+    _Parts(frozenset, _elements, lambda keys: frozenset(_make_set(keys)), "list"),
+    _Parts(dict, _columns_of, _make_dict, "list list"),
+    _Parts(OrderedDict, _columns_of, lambda keys, values: _make_dict(keys, values, OrderedDict), "list list"),
+    _Parts(Counter, _columns_of, lambda *columns: Counter(_make_dict(*columns)), "list list"),
     _Parts(defaultdict, _take_defaultdict, _make_defaultdict, "NoneType|str list list"),
     _Parts(deque, lambda value: (list(value), value.maxlen), deque, "list NoneType|int"),
     _Parts(complex, "real imag", complex, "float float"),
@@ -911,7 +1031,7 @@ _PARTS = [
     _Parts(datetime.timedelta, "days seconds microseconds", datetime.timedelta, "int int int"),
     _Parts(datetime.timezone, _take_timezone, _make_timezone, "timedelta NoneType|str"),
     _Parts(decimal.Decimal, _text, decimal.Decimal, "str"),
-    _Parts(fractions.Fraction, "numerator denominator", fractions.Fraction, "int int"),
+    _Parts(fractions.Fraction, "numerator denominator", _make_fraction, "int int"),
     _Parts(uuid.UUID, lambda value: (value.hex,), uuid.UUID, "str"),
     _Parts(pathlib.PurePosixPath, _text, pathlib.PurePosixPath, "str"),
     _Parts(pathlib.PureWindowsPath, _text, pathlib.PureWindowsPath, "str"),
@@ -1080,7 +1200,7 @@ def _build_column(content: Any, reader: Reader) -> list[Any]:
 
 def _check_texts(content: Any, reader: Reader) -> Facts:
     length, data, lengths = content
-    reader.charge(reader.check_data(data) + reader.length(length) * 60)
+    reader.charge(reader.check_data(data) + reader.length(length) * TEXT_COST)
     if lengths is not None:
         facts = reader.check(lengths)
         if (facts.type, facts.length, facts.dtype) != ("list", length, "int"):
@@ -1115,7 +1235,14 @@ def _encode_rows(rows: list[Any], writer: Writer) -> Any:
         if not names or not all(map(places.__eq__, map(list, rows))):
             return None
     writer.enter(len(rows) * len(places))
-    columns = [writer.nodes(list(map(operator.itemgetter(place), rows))) for place in places]
+    columns, place = [], None
+    try:
+        for place in places:
+            columns.append(writer.nodes(list(map(operator.itemgetter(place), rows))))
+    except ValuesError as error:
+        if error.path:  # what stands last is the row
+            error.path.insert(-1, _subscript(place))
+        raise
     writer.leave()
     return {"rows": [kind.__name__, writer.nodes(places) if kind is dict else None, columns]}
 
@@ -1127,10 +1254,10 @@ def _check_rows(content: Any, reader: Reader) -> Facts:
     fits = all(column.type == "list" and column.length == length for column in facts)
     if kind == "dict":
         names = reader.check(keys)
-        fits = fits and names.type == "list" and names.length == len(columns)
+        fits = fits and names[:3] == ("list", len(columns), "str")
     if not fits or kind not in _ROWS:
         _refuse("columns do not make rows")
-    reader.charge(length * (100 + 60 * len(columns)))
+    reader.charge(length * (200 + 60 * len(columns)))
     return Facts("list", length, "", (length,))
 
 
@@ -1146,7 +1273,7 @@ def _build_rows(content: Any, reader: Reader) -> list[Any]:
 def _encode_foreign(values: list[Any], writer: Writer) -> Any:
     """Numbers of numpy, if they are that."""
     module, _ = _house(type(values[0]))
-    is_numpy = module == "numpy" and sys.modules.get("numpy")
+    is_numpy = module == "numpy" and _find_numpy() is not None
     return _beside("_arrays").encode_column(values, writer) if is_numpy else None
 
 
@@ -1174,7 +1301,7 @@ def _encode_object(value: Any, writer: Writer) -> Any:
     node = None
     if root in FRAMES:
         node = _beside("_frames").encode(value, writer) if _is_found(kind) else None
-    elif sys.modules.get("numpy"):  # of any library: tensors of others are arrays to us
+    elif _find_numpy() is not None:  # of any library: tensors of others are arrays to us
         node = _beside("_arrays").encode(value, root, writer)
     if node is None and f"{module}.{name}" in _NEVER:
         raise ValuesError("kind", f"{_named(kind)} never crosses: it lives in its own process only")
