@@ -562,7 +562,8 @@ class Journal:
     def finish(self) -> None:
         """Mark the session as ended; `sweep` removes the journal 7 days later."""
         self._meta["ended"] = self._clock()
-        self._write_meta()
+        if self.directory.is_dir():  # or somebody has removed it already: it is not made anew
+            self._write_meta()
 
     def close(self) -> None:
         """Write what is left and let go of the files."""
