@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import remoter
-from remoter import NameNotFoundError, RunError, TransferError
+from remoter import NameNotFoundError, RunError, TransferError, _values
 
 from .proxy import Proxy
 from .waiting import wait_for
@@ -129,6 +129,23 @@ def test_waiting_for_an_expression_ends_in_time(fast):
         fast.pull("__import__('time').sleep(60)", timeout=0.2)
     assert time.monotonic() - started < 30
     fast.interrupt()
+
+
+class Holder:
+    """An object whose pickle has a large buffer beside its body."""
+
+    def __init__(self, text, array):
+        self.text, self.array = text, array
+
+
+@pytest.mark.parametrize("text", ["short", "x" * 100_000])
+def test_which_packages_a_pickle_needs_is_read_from_its_body_and_not_from_its_arrays(text):
+    from remoter import _objects
+
+    packed = _objects.pack(Holder(text, np.zeros(2_000_000)))
+    assert packed.is_pickle and max(view.nbytes for view in packed.buffers) == 16_000_000
+    assert "numpy" in _objects._modules(packed)
+    assert len(_values.pickle_body(packed)) < 200_000
 
 
 def test_what_holds_itself_goes_as_a_pickle(fast):

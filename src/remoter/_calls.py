@@ -233,7 +233,7 @@ class Calls:
         stream.write(f"{self._prompt.session.push(name, value, overwrite=cargo.overwrite)}\n")
 
     def _copy_files(self, piece: Piece, stream: Marked) -> None:
-        from ._objects import printable
+        from ._errors import printable
 
         path, to, options = _verbs.paths(piece)
         session = self._prompt.session

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -24,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,7 +123,7 @@ class Cargo:
             transfer.under_way[same].append(answered)
         else:
             transfer.under_way[same] = [answered]
-            settle = partial(self._settle, step.transfer, transfer, same)
+            settle = functools.partial(self._settle, step.transfer, transfer, same)
             try:
                 self._begin(step, transfer, settle)
             except Exception as error:  # what makes no sense must not leave its sender waiting
@@ -248,11 +248,15 @@ class Cargo:
         log.info("FILES %s %s", step.what, ascii(step.data.get("path")))
         directory = Path(self.directory())
 
+        def check() -> None:
+            if transfer.is_over:
+                raise TransferError("the transfer was given up", id="cancelled")
+
         def look() -> Freight:
             from . import _freight
 
             if step.what == "read":
-                return _freight.offer_path(step.data, directory, self.files_root)
+                return _freight.offer_path(step.data, directory, self.files_root, check)
             if step.what == "write":
                 return _freight.accept_path(step.data, directory, self.files_root)
             if transfer.freight is None:
@@ -300,6 +304,7 @@ def _answer_of(frame: dict[str, Any]) -> dict[str, Any] | RemoterError:
     return data
 
 
+@functools.cache
 def _cloudpickle() -> str | None:
     """Where this environment has cloudpickle, for interpreters that have none of their own."""
     found = importlib.util.find_spec("cloudpickle")

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from ._connection import Place
-from ._errors import LinkLostError, RemoterError, TransferError, VersionError
+from ._errors import LinkLostError, RemoterError, TransferError, VersionError, printable
 from ._link import Link
 from ._run import AskPerson, Inbox, Run
 from ._target import Target
@@ -235,10 +235,10 @@ class Crossing:
         timeout: float | None = None,
     ) -> Any:
         """Have a transfer's work done, and wait for it unless it is to go on in the background."""
-        from . import _objects, _progress, _transfer
+        from . import _progress, _transfer
 
         self._check()
-        label = _objects.printable(label)
+        label = printable(label)
         locate = self._target.data_locator()
 
         def place() -> Place:

@@ -146,6 +146,16 @@ for _error in [RemoterError, RunTimeoutError, *RemoterError.__subclasses__(), *R
     _error.__module__ = "remoter"
 
 
+def printable(text: str) -> str:
+    """Text from elsewhere in one line that any terminal may be given: control characters become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
+
+
 def warn(text: str) -> None:
     """Warn whoever called us: the warning names the first line outside of remoter.
 

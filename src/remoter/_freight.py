@@ -52,13 +52,16 @@ class Freight:
     choose: Callable[[Select], Freight] | None = None
 
 
-def offer_path(data: dict[str, Any], cwd: Path, root: Path | None) -> Freight:
+def offer_path(
+    data: dict[str, Any], cwd: Path, root: Path | None, check: Callable[[], object] = lambda: None
+) -> Freight:
     """The step `read`: somebody wants a file, a folder, or what matches a pattern.
 
     Args:
         data: as `Asked`.
         cwd: what relative paths are relative to.
         root: nothing outside of it is looked at; None: whatever the user may.
+        check: called now and then, for a search can take long; may raise.
 
     Raises:
         TransferError: there is no such thing, or it does not cross.
@@ -66,7 +69,7 @@ def offer_path(data: dict[str, Any], cwd: Path, root: Path | None) -> Freight:
     asked: Asked = as_step(data, Asked)
     paths = [decode_path(path) for path in (asked.path if isinstance(asked.path, list) else [asked.path])]
     top = _real(root)
-    found = find([path or "." for path in paths], str(cwd), top, symlinks=asked.symlinks)
+    found = find([path or "." for path in paths], str(cwd), top, symlinks=asked.symlinks, check=check)
     if isinstance(found, FileSource):
         offer = FileOffer(
             path=encode_path(found.path),

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from . import __version__, _errors
-from ._errors import RemoterError, VersionError
+from ._errors import RemoterError, VersionError, printable
 
 PROTOCOL = (1, 1)
 """The oldest and the newest protocol version that this program speaks."""
@@ -409,18 +409,10 @@ def error_of(refused: Refused) -> RemoterError:
     if not (isinstance(kind, type) and issubclass(kind, RemoterError)):
         kind = RemoterError
     return kind(
-        _shown(refused.message),
-        cause=None if refused.cause is None else _shown(refused.cause),
-        hints=[_shown(hint) for hint in refused.hints],
-        id=_shown(refused.kind) or None,
-    )
-
-
-def _shown(text: str) -> str:
-    """Text of the other end, fit to be printed: control characters become escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
-        for letter in text
+        printable(refused.message),
+        cause=None if refused.cause is None else printable(refused.cause),
+        hints=[printable(hint) for hint in refused.hints],
+        id=printable(refused.kind) or None,
     )
 
 

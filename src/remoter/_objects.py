@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _values
-from ._errors import RunTimeoutError, TransferError
+from ._errors import RunTimeoutError, TransferError, printable
 from ._pieces import MemorySink, MemorySource
 from ._run import Run
 from ._steps import Bound, Found, ObjectOffer, as_step
@@ -82,7 +82,6 @@ class ValueSink:
     """The stream of an object: its buffers, straight into their final memory."""
 
     def __init__(self, offer: ObjectOffer, into: Any, allow_pickle: bool) -> None:
-        self.position = 0
         self._allow_pickle = allow_pickle
         try:
             self._layout = Layout(offer.tree, offer.sizes)
@@ -93,10 +92,14 @@ class ValueSink:
             raise as_error(error) from None
         self.size = self._memory.size
 
+    @property
+    def position(self) -> int:
+        """Bytes that are there."""
+        return self._memory.position
+
     def write(self, data: memoryview) -> None:
         """The next bytes of the stream."""
         self._memory.write(data)
-        self.position += data.nbytes
 
     def finish(self) -> dict[str, Any]:
         """All is there."""
@@ -219,14 +222,6 @@ def _pushed(answer: dict[str, Any], packed: Packed) -> Pushed:
     return Pushed(printable(bound.name), packed.text, replaced)
 
 
-def printable(text: str) -> str:
-    """Text of the session, fit to be printed: control characters are written as escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
-        for letter in text
-    )
-
-
 def _check_versions(packed: Packed, carrier: Carrier, python: str) -> None:
     """Refuse a pickle that could not be opened there. Raises TransferError."""
     modules = _modules(packed)
@@ -263,12 +258,12 @@ def _series(version: str, parts: int) -> list[int]:
 
 def _modules(packed: Packed) -> set[str]:
     """The packages that the pickle imports. Nothing of it is opened."""
-    data = bytes(packed.buffers[0]) if packed.buffers else b""
+    body = _values.pickle_body(packed)
     found: set[str] = set()
-    if len(data) > LONGEST_SEARCHED:
+    if body.nbytes > LONGEST_SEARCHED:
         return found
     try:
-        for code, argument, _ in pickletools.genops(data):
+        for code, argument, _ in pickletools.genops(bytes(body)):
             if code.name in ("GLOBAL", "SHORT_BINUNICODE", "BINUNICODE") and isinstance(argument, str):
                 found.add(argument.split(" ")[0].split(".")[0])
     except (ValueError, IndexError):

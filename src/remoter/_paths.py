@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._config import WINDOWS
-from ._errors import TransferError
+from ._errors import TransferError, printable
 
 DEEPEST = 100
 """Folders within folders: each that is open takes a descriptor, of which some systems give only 256."""
@@ -33,13 +33,7 @@ _NOT_IN_WINDOWS = re.compile(r'[\x00-\x1f<>:"\\|?*]')
 
 def shown(path: str | bytes) -> str:
     """A path as it may be printed and sent: what is no printable character is written as an escape."""
-    text = os.fsdecode(path)
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
-        for letter in text
-    )
+    return printable(os.fsdecode(path))
 
 
 def amount(count: float) -> str:

@@ -81,8 +81,10 @@ class Sink(Protocol):
     """Where a stream goes. All calls come from one thread and may block."""
 
     size: int
-    position: int
-    """Bytes that are there already; it takes the rest, in order."""
+
+    @property
+    def position(self) -> int:
+        """Bytes that are there already; it takes the rest, in order."""
 
     def write(self, data: memoryview) -> None:
         """The next bytes. Raises TransferError, OSError."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._address import Address
-from ._errors import AuthError, ConnectError, KeyChangedError, RemoterError
+from ._errors import AuthError, ConnectError, KeyChangedError, RemoterError, printable
 
 ASKS_AGAIN = "Permission denied, please try again."  # ssh, before it asks for the password again
 LONGEST_LINE = 240  # characters that are shown of a line
@@ -99,10 +99,7 @@ def typed(address: Address, *more: str, options: str = "") -> str:
 
 def escape(line: str) -> str:
     """One line of what another program printed: not too long, and harmless on any terminal."""
-    shown = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in line.rstrip("\r\n")[: LONGEST_LINE + 1].expandtabs(1)
-    )
+    shown = printable(line.rstrip("\r\n")[: LONGEST_LINE + 1].expandtabs(1))
     return shown if len(shown) <= LONGEST_LINE else shown[: LONGEST_LINE - 3] + "..."
 
 

@@ -337,6 +337,18 @@ def _subscript(key: Any) -> str:
     return f"[{clean(repr(key), 60)}]" if plain else "[...]"
 
 
+def pickle_body(packed: Packed) -> memoryview:
+    """The pickle itself, without the buffers beside it; empty if the tree is too long to say where it is."""
+    envelope: dict[str, Any] = json.loads(packed.tree)
+    if "pickle" not in envelope or "tree" in envelope:
+        return memoryview(b"")
+    body = envelope["pickle"][0]
+    if type(body) is not list:
+        return memoryview(packed.buffers[body])
+    offset, size = body
+    return memoryview(packed.buffers[envelope["heap"]])[offset : offset + size]
+
+
 def _pickled(value: Any, pickle: Callable[..., bytes], writer: Writer) -> list[Any]:
     """Body and buffers of a pickle; what is large and contiguous in it is not copied."""
     pieces: list[memoryview] = []
