@@ -421,7 +421,8 @@ def test_interrupted_while_standard_input_is_read_it_ends_all_the_same(served, h
     process = read_from_a_pipe(served, here)
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130  # its input is still open
-    assert process.communicate()[1].decode().strip() == "interrupted"
+    # A Ctrl-C while it still connects ends it without a word, as it ends every command.
+    assert process.communicate()[1].decode().strip() in ("interrupted", "")
     assert list(there.iterdir()) == []
 
 
