@@ -525,7 +525,11 @@ def test_a_master_of_the_user_s_own_is_used_and_left_as_it_was(ssh_host, own_mas
     assert "main" in run("ls", there.address).stdout
     assert there.log.count("Accepted publickey") == 1
     assert is_alive(pid)
-    wait_for(lambda: sockets_of(pid) == before, what="nothing of ours is left in it")
+    # `before` may hold what ssh was just closing: less is as good as the same.
+    wait_for(
+        lambda: not collections.Counter(sockets_of(pid)) - collections.Counter(before),
+        what="nothing of ours is left in it",
+    )
     assert (home / "cm-there").is_socket()
 
 
