@@ -280,7 +280,7 @@ def _show(follower: _Follower, event: Event) -> None:
     match event.kind:
         case "stdout":
             _write(sys.stdout, event.text or "")
-        case "result":
+        case "result" if not event.printed:
             _write(sys.stdout, _line(event.text or ""))
         case "stderr":
             _write(sys.stderr, event.text or "")
@@ -293,7 +293,8 @@ def _show(follower: _Follower, event: Event) -> None:
                 _write(sys.stderr, _line(value))
         case "error" | "died" | "notice":
             ending.explained = True
-            _write(sys.stderr, _line(event.text or ""))
+            if not event.printed:
+                _write(sys.stderr, _line(event.text or ""))
         case "display":
             _display(follower, event)
         case "ask":

@@ -333,12 +333,23 @@ class Journal:
         client: str | None = None,
         text: str | None = None,
         data: dict[str, Any] | None = None,
+        printed: bool = False,
         frame: int = 0,
     ) -> Event:
         """Give it the next number. It can be read, and must be sent, only after `flush`."""
         seq = self._appended + 1
         now = self._clock()
-        event = Event(seq=seq, kind=kind, time=now, run=run, client=client, text=text, data=data, frame=frame)
+        event = Event(
+            seq=seq,
+            kind=kind,
+            time=now,
+            run=run,
+            client=client,
+            text=text,
+            data=data,
+            printed=printed,
+            frame=frame,
+        )
         try:
             encoded = encode(event)
         except UnicodeEncodeError:  # lone surrogates: bytes that were no text

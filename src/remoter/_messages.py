@@ -56,12 +56,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     - `stdout`, `stderr`: text = what was printed
     - `result`: text = what a prompt shows of the value; data = its other forms by mime type
     - `display`: text = the plain form; data = all forms by mime type (pictures as bytes)
-    - `error`: text = the traceback; data = `name`, `value`
+    - `error`: text = the traceback; data = `name`, `value`, and in R the `traceback`, its calls
     - `ask`: text = the prompt; data = `id`, `hidden`
     - `done`: data = `status`, `elapsed` in seconds, and `exit`, the code given to `sys.exit()`
     - `died`: text = how the interpreter ended; data = `signal` or `code`
     - `gap`: data = `first`, `last`: numbers that are no longer kept
     - `notice`: text = what a person should know; data = `about`, a word, and what belongs to it
+
+    `printed`: the text of this `result` or `error` came already, as `stdout` or `stderr`; it is not
+    shown again. An R session prints its values so.
 
     `frame` is the number of the worker's frame that the event was made from: by it a restarted
     server knows what it has already written down.
@@ -74,6 +77,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     client: str | None = None
     text: str | None = None
     data: dict[str, Any] | None = None
+    printed: bool = False
     frame: int = 0
 
 

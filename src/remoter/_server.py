@@ -28,7 +28,7 @@ from . import __version__
 from ._config import host_name
 from ._dock import Dock
 from ._door import Door
-from ._engines import WorkerEnd
+from ._engines import WorkerEnd, is_gone
 from ._errors import RemoterError
 from ._hello import Hello
 from ._journal import Journal, sweep
@@ -73,6 +73,10 @@ LONGEST_LOG = 4 * 1024 * 1024
 
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread gives way: the door must not wait 5 ms behind a busy control loop."""
+
+
+OWNER_NAP = 1.0
+"""Seconds between looks at the process that a session belongs to."""
 
 
 class KeeperLine:
@@ -203,6 +207,8 @@ class Server:
         self.dock.start()
         self.door.start()
         self.session.start()
+        if owner := configuration.get("only_while"):
+            self._look_after_owner(int(owner))
 
     def _open_sockets(self) -> None:
         self.context = zmq.Context()
@@ -345,6 +351,13 @@ class Server:
 
     # --- begin and end -----------------------------------------------------------------------
 
+    def _look_after_owner(self, pid: int) -> None:
+        """A session that belongs to one process is over when that is."""
+        if is_gone(pid):
+            self.session.end("the process that it belonged to has ended")
+        else:
+            self.loop.call_later(OWNER_NAP, self._look_after_owner, pid)
+
     def _ready(self, error: str | None) -> None:
         """The first interpreter is there, or could not be started: the launcher waits for that.
 
@@ -382,13 +395,15 @@ class Server:
         words = "".join(
             event.text or "" for event in self._last_words() if event.kind in ("stdout", "stderr")
         ).strip()
+        cause = f"{error}: {words[-2000:]}" if words else error
+        if self.configuration.get("lang") == "r":
+            r = self.configuration.get("r") or "R"
+            hints = ["see whether it starts by itself: `R --interactive --no-readline`; `--r PATH` names another"]
+            return {"message": f"cannot start R with `{r}`", "cause": cause, "hints": hints, "id": "r"}
         python = self.configuration.get("python") or sys.executable
-        return {
-            "message": f"cannot start an interpreter with `{python}`",
-            "cause": f"{error}: {words[-2000:]}" if words else error,
-            "hints": ["name a CPython of 3.8 or later with `--python`"],
-            "id": "python",
-        }
+        hints = ["name a CPython of 3.8 or later with `--python`"]
+        message = f"cannot start an interpreter with `{python}`"
+        return {"message": message, "cause": cause, "hints": hints, "id": "python"}
 
     def _last_words(self) -> list[Any]:
         self.journal.flush()

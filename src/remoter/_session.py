@@ -172,14 +172,15 @@ class Session:
         """A numbered frame of the worker becomes an event."""
         current = self.ledger.current
         run = current.id if current and frame.get("number") == current.number else None
-        number, text = frame["frame"], frame.get("text")
+        number, text, is_printed = frame["frame"], frame.get("text"), bool(frame.get("printed"))
+        data: dict[str, Any]
         match frame.get("type"):
             case "result" | "display" as kind:
                 bundle = {**frame.get("data", {}), **buffers}
-                self.emit(kind, run=run, text=text, data=bundle or None, frame=number)
+                self.emit(kind, run=run, text=text, data=bundle or None, printed=is_printed, frame=number)
             case "error":
-                data = {"name": frame.get("name"), "value": frame.get("value")}
-                self.emit("error", run=run, text=text, data=data, frame=number)
+                data = {key: frame[key] for key in ("name", "value", "traceback") if key in frame}
+                self.emit("error", run=run, text=text, data=data, printed=is_printed, frame=number)
             case "ask":
                 data = {"id": frame["ask"], "hidden": bool(frame.get("hidden"))}
                 self.emit("ask", run=run, text=frame.get("prompt") or "", data=data, frame=number)
@@ -535,19 +536,17 @@ class Session:
         *,
         run: RunId | None = None,
         client: str | None = None,
-        text: str | None = None,
-        data: dict[str, Any] | None = None,
-        frame: int = 0,
         hold: bool = False,
+        **content: Any,
     ) -> None:
-        """Append an event and send it in the next turn.
+        """Append an event, with what the journal takes, and send it in the next turn.
 
         `hold`: it may wait 2 ms for what follows: a short command's `queued` and `busy` then
         travel with its result, which saves the client two wake-ups.
         """
         if client is None and run is not None:
             client = run[0]
-        event = self.journal.append(kind, run=run, client=client, text=text, data=data, frame=frame)
+        event = self.journal.append(kind, run=run, client=client, **content)
         self.ledger.apply(event)
         if self.flush_handle is not None:
             return

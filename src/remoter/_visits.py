@@ -138,6 +138,8 @@ class Meanwhile:
             self.tail.append("(plot)")
         elif event.kind in ("result", "error", "display", "died"):
             self._end_line()
+            if event.printed:
+                return
             lines = (event.text or "").rstrip("\n").split("\n")
             self.lines += len(lines)
             self.tail.extend(lines[-self._kept :])

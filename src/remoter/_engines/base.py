@@ -45,6 +45,7 @@ from typing import Any, Protocol
 import msgspec
 
 from .._messages import Submit
+from .._workers import worker_command
 
 HEADER = struct.Struct("!II")
 READ_SIZE = 128 * 1024
@@ -54,6 +55,7 @@ LARGE = 4096
 LONGEST_FRAME = 256 * 1024 * 1024
 SEND_BUFFER = 64 * 1024 * 1024
 DEATH_GRACE = 1.0
+COMES_BACK = 5.0
 
 
 class WorkerEnd(msgspec.Struct, frozen=True):
@@ -287,6 +289,8 @@ class Engine:
     """
 
     lang = ""
+    gives_files = False
+    """Whether its worker writes an object that crosses to a file, and reads it from one (else: to a connection)."""
 
     def __init__(
         self, directory: Path, listener: Listener, configuration: dict[str, Any], *, signal_group: bool
@@ -305,6 +309,7 @@ class Engine:
         self.side: Connection | None = None
         self.questions: dict[int, Callable[[dict[str, Any]], None]] = {}
         self.question = 0
+        self.early: list[dict[str, Any]] = []
         self.strangers: set[Connection] = set()
         self.awaited_streams: dict[str, Callable[[socket.socket | None], None]] = {}
         self.ended = False
@@ -318,9 +323,10 @@ class Engine:
         self.input = os.open(directory / "in", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self.door = self._listen()
 
-    def command(self, worker_id: str) -> dict[str, object]:
+    def command(self, worker_id: str) -> dict[str, Any]:
         """What the keeper starts: `argv`, `env`, `cwd`."""
-        raise NotImplementedError
+        command: dict[str, Any] = worker_command(self.configuration, str(self.directory), worker_id)
+        return command
 
     # --- the worker's connections ------------------------------------------------------------
 
@@ -356,6 +362,9 @@ class Engine:
             connection.received = self._reply
             if old is not None:
                 old.close()
+            early, self.early = self.early, []
+            for question in early:
+                connection.send(question)
             self.listener.worker_ready(frame)
         else:
             old, self.control = self.control, connection
@@ -405,7 +414,7 @@ class Engine:
             self.side.send({"type": "received", "received": self.frame})
             self.unacknowledged = 0
 
-    def _reply(self, _: Connection, frame: dict[str, Any], __: dict[str, bytes]) -> None:
+    def _reply(self, _: Connection | None, frame: dict[str, Any], __: dict[str, bytes]) -> None:
         answered = self.questions.pop(frame.get("id", 0), None)
         if answered is not None:
             answered(frame)
@@ -462,12 +471,19 @@ class Engine:
 
     def query(self, question: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
         """Ask the worker's side thread; `answered` gets its reply, or an `error`."""
-        if self.side is None:
-            answered({"error": "the interpreter does not answer"})
-            return
         self.question += 1
         self.questions[self.question] = answered
-        self.side.send({**question, "type": "query", "id": self.question})
+        frame = {**question, "type": "query", "id": self.question}
+        if self.side is not None:
+            self.side.send(frame)
+        else:  # it was just started again, or we were: then it comes back in a moment
+            self.early.append(frame)
+            self.loop.call_later(0 if self.ended else COMES_BACK, self._give_up, frame)
+
+    def _give_up(self, frame: dict[str, Any]) -> None:
+        if frame in self.early:
+            self.early.remove(frame)
+            self._reply(self.side, {"id": frame["id"], "error": "the interpreter does not answer"}, {})
 
     def interrupt(self, number: int) -> None:
         """Interrupt the run `number`, if it is still the one that runs.
@@ -478,9 +494,13 @@ class Engine:
         """
         if self.pid is None:
             return
+        self.write_interrupt(number)
+        self.signal(2)
+
+    def write_interrupt(self, number: int) -> None:
+        """Say which run the signal that follows is meant for."""
         with contextlib.suppress(BlockingIOError):
             os.write(self.interrupts, struct.pack("!Q", number))
-        self.signal(2)
 
     def signal(self, number: int) -> None:
         """Send a signal to the worker, or to its whole process group."""
@@ -514,6 +534,8 @@ class Engine:
         for stream in self.streams:
             stream.drain()
             stream.finish()
+        for frame in self.early.copy():
+            self._give_up(frame)
         self.listener.worker_ended(end)
 
     def check(self) -> None:
