@@ -4,6 +4,7 @@
     python bench/run.py trip help                  only those
     python bench/run.py data                       objects, files and folders that cross (`data.py`)
     python bench/run.py data.numpy --scale 0.05    one of those, with a twentieth of the size
+    python bench/run.py r                          R sessions (`r.py`), where R and IRkernel are
 
 Every figure is a median over interleaved rounds: peer, remoter, peer, remoter. On a shared
 machine only the ratios mean something.
@@ -11,6 +12,7 @@ machine only the ratios mean something.
 
 import argparse
 import compileall
+import importlib
 import os
 import platform
 import shutil
@@ -350,16 +352,18 @@ def over_ssh(machine):
 FIGURES = {f.__name__: f for f in (trip, flood, stream, line, interrupt, start, attach, idle, help, ssh)}
 
 DATA = ["data.numpy", "data.pandas", "data.rpyc", "data.file", "data.files", "data.trip", "data.slow"]
-BY_NAME_ONLY = ["data.large"]  # takes 9 GB of memory
+R = ["r.trip", "r.line", "r.lines", "r.interrupt", "r.start", "r.array", "r.frame"]
+BY_NAME_ONLY = ["data.large", "r", *R]  # 9 GB of memory; what not everybody has
+
+GROUPS = {"data": DATA, "r": R}
 
 
 def measure(name):
-    if not name.startswith("data."):
+    module, dot, function = name.partition(".")
+    if not dot:
         FIGURES[name]()
         return
-    import data  # here: it loads numpy and pandas
-
-    getattr(data, name.removeprefix("data."))()
+    getattr(importlib.import_module(module), function)()  # here: it loads numpy and pandas
 
 
 def arguments():
@@ -368,22 +372,32 @@ def arguments():
     )
     names = [*FIGURES, "data", *DATA, *BY_NAME_ONLY]
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"one of: {' '.join(names)}")
-    parser.add_argument("--scale", type=float, default=1.0, help="of `data`: all sizes times this")
-    parser.add_argument("--rounds", type=int, default=5, help="of `data`: how often each is measured")
+    parser.add_argument("--scale", type=float, default=1.0, help="of `data` and `r`: all sizes times this")
+    parser.add_argument("--rounds", type=int, default=5, help="of `data` and `r`: how often each is measured")
+    parser.add_argument(
+        "--codecs",
+        metavar="PYTHON",
+        default=sys.executable,
+        help="of `r.frame`: the Python that has rdata and rpy2",
+    )
     given = parser.parse_args()
     if unknown := set(given.figures) - set(names):
         parser.error(f"no such figure: {' '.join(sorted(unknown))}; there are {' '.join(names)}")
     wanted = given.figures or [*FIGURES, "data"]
-    given.figures = [each for name in wanted for each in (DATA if name == "data" else [name])]
+    given.figures = [each for name in wanted for each in GROUPS.get(name, [name])]
     return given
 
 
 def main():
     given = arguments()
-    if any(name.startswith("data.") for name in given.figures):
+    if any("." in name for name in given.figures):
         import data
 
         data.settings.scale, data.settings.rounds = given.scale, given.rounds
+    if any(name in R for name in given.figures):
+        import r_peers
+
+        r_peers.codec_python = given.codecs
     # As an installer would: the peers are compiled, so this checkout is too.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(Path(remoter.__file__).parent, quiet=1)

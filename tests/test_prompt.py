@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-from remoter._keys import split_statements
 from remoter._pictures import kitty
 from remoter._questions import Inbox
 from remoter._records import records
-from remoter._verbs import LocalSide, judge, pieces
+from remoter._verbs import LocalSide, judge, pieces, split
 
 from .conftest import is_alive, wait_for
 from .terminal import Terminal
@@ -158,7 +157,7 @@ def test_lines_typed_while_a_command_runs_go_on_after_a_mistake_and_answer_quest
     ],
 )
 def test_what_was_typed_ahead_is_cut_into_what_a_prompt_would_have_run(text, count):
-    pieces = split_statements(text)
+    pieces = split(text)
     assert len(pieces) == count
     assert "".join(pieces) == text
 

@@ -17,6 +17,7 @@ What it says, each a line `remoter:NONCE WORD REST`, between whatever login file
     shell PATH                  (look) the user's own shell
     python PATH VERSION         (look, install) its python3, if there is one
     program PATH VERSION        (look) its remoter, if there is one
+    r PATH VERSION              (look) its R, if there is one; then `home PATH`, and `library PATH` if it has one
     raw                         (run, bridge) all that follows is the program's
     failed STEP CODE            STEP: login, prelude, remoter, start, session
     said TEXT                   what the failed step printed last, at most 40 lines
@@ -52,6 +53,8 @@ class Task:
             with `arguments`; `bridge` joins our pipes to a session; `look` tells what is there;
             `install` does what the `extra` script says.
         name: the session; none: any, or `main` for a new one.
+        lang, python, r, r_engine: how a new one is started.
+        only: the language that an unnamed one has to have; none: any.
         prelude: what to do in the login shell before.
         stay: wait for the end of input afterwards (not with `run` and `bridge`).
     """
@@ -60,6 +63,9 @@ class Task:
     name: str = ""
     lang: str = "python"
     python: str | None = None
+    r: str | None = None
+    r_engine: str | None = None
+    only: str = ""
     prelude: str | None = None
     arguments: tuple[str, ...] = ()
     stay: bool = False
@@ -82,6 +88,9 @@ def render(task: Task, nonce: str, extra: bytes = b"") -> bytes:
         "name": task.name,
         "lang": task.lang,
         "python": task.python or "",
+        "r": task.r or "",
+        "r_engine": task.r_engine or "",
+        "only": task.only,
         "prelude": task.prelude if task.prelude and task.prelude.strip() else "",
         "stay": "1" if task.stay and task.verb not in ("run", "bridge") else "",
         "extra": extra.decode("utf-8", "surrogateescape"),

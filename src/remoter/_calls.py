@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import _verbs
-from ._errors import RemoterError, TransferError, render
+from ._errors import RemoterError, TransferError, printable, render
+from ._language import MARK, Cargo, Marked, Piece
 from ._paper import columns, label
-from ._verbs import Cargo, Marked, Piece
 from ._visits import HISTORY_LIMIT, read_until
 
 if TYPE_CHECKING:
@@ -42,10 +40,11 @@ class Calls:
     def decide(self, code: str, deadline: float = DECISION) -> tuple[str, str]:
         """Whether typed code is complete, and the indent to go on with; the session's word counts.
 
-        What one line of plain Python says needs no question: it is complete in any version.
+        One line of plain code needs no question: it is complete in any version.
         """
-        here = _verbs.judge(code) if self._prompt.language == "python" else ("complete", "")
-        if self._prompt.language == "python" and here[0] == "complete" and "\n" not in code.strip():
+        language = self._prompt.language
+        here = language.judge(code)
+        if here[0] == "complete" and "\n" not in code.strip():
             return here
         if self._prompt.silence.since is not None:
             return here
@@ -54,27 +53,32 @@ class Calls:
         except (RemoterError, TimeoutError):
             return here
         status = str(reply.get("status") or here[0])
-        if status == "incomplete" and here[0] == "complete" and not code.rsplit("\n", 1)[-1].strip():
-            return here  # a blank line ends a block here, whatever the session thinks
+        is_ended = language.ENDS_BLOCKS and not code.rsplit("\n", 1)[-1].strip()
+        if status == "incomplete" and here[0] == "complete" and is_ended:
+            return here
         return status, here[1] if here[0] == "incomplete" else str(reply.get("indent") or "")
 
     def names(self, code: str, cursor: int) -> list[tuple[int, str, str]]:
+        language = self._prompt.language
         found: list[tuple[int, str, str]] = []
-        start_of_word = cursor - len((re.findall(r"\w*$", code[:cursor]) or [""])[0])
+        start_of_word = cursor - len((re.findall(f"{language.WORD}$", code[:cursor]) or [""])[0])
         word, before = code[start_of_word:cursor], code[:start_of_word]
-        if word and not before.rpartition("\n")[2].strip() and self._prompt.language == "python":
-            found = [(start_of_word, f"{verb}(", "here") for verb in _verbs.VERBS if verb.startswith(word)]
+        if word and not before.rpartition("\n")[2].strip():
+            found = [(start_of_word, f"{verb}(", "here") for verb in language.VERBS if verb.startswith(word)]
         if self._prompt.silence.since is not None:
             return found
         reply = self._prompt.session._query("complete", code=code, cursor=cursor, timeout=NAMES_DEADLINE)
         matches = list(reply.get("matches") or ())
         kinds = list(reply.get("types") or ()) + [""] * len(matches)
         start = int(reply.get("start", cursor))
+        mine = {text for _, text, _ in found}
         return found + [
-            (start, str(match), str(kind or "")) for match, kind in zip(matches, kinds, strict=False)
+            (start, str(match), str(kind or ""))
+            for match, kind in zip(matches, kinds, strict=False)
+            if match and match not in mine
         ]
 
-    def is_shadowed(self, verb: str) -> bool:
+    def is_shadowed(self, piece: Piece) -> bool:
         """Whether the user's session has such a name of its own: then that one runs. Said once."""
         if self._prompt.silence.since is not None:
             return False
@@ -84,13 +88,14 @@ class Calls:
             )
         except (RemoterError, TimeoutError):
             return False
-        leavers = ("Quitter", "ExitAutocall", "ZMQExitAutocall")
-        if not any(each.get("name") == verb and each.get("type") not in leavers for each in variables):
+        language, word = self._prompt.language, piece.name
+        if not any(each.get("name") == word and language.shadows(piece, each) for each in variables):
             return False
-        if verb not in self._said:
-            self._said.add(verb)
+        if word not in self._said:
+            self._said.add(word)
             self._prompt.say(
-                f"`{verb}` is a name of your session, so it runs there; `del {verb}` gives this prompt's back"
+                f"`{word}` is a name of your session, so it runs there; "
+                f"`{language.FORGET.format(word)}` gives this prompt's back"
             )
         return True
 
@@ -99,9 +104,9 @@ class Calls:
             case "exit" | "quit" | "shutdown":
                 return self._leave(piece)
             case "is_secure":
-                self._say_here(str(bool(self._prompt.session.is_secure)))
+                self._say_here(self._prompt.language.TRUTH[bool(self._prompt.session.is_secure)])
             case "helpc":
-                self._say_here(_verbs.HELP.format(host=self._prompt.host))
+                self._say_here(self._prompt.language.HELP.format(host=self._prompt.host))
             case "showlog":
                 return self._show_log()
             case "s2c" | "c2s" | "sendfile" | "recvfile":
@@ -112,7 +117,7 @@ class Calls:
 
     def _leave(self, piece: Piece) -> bool:
         try:
-            ends_session = _verbs.ends_session(piece)
+            ends_session = self._prompt.language.ends_session(piece)
         except RemoterError as error:
             self._prompt.write_line(render(error))
             return False
@@ -121,7 +126,7 @@ class Calls:
         raise Leave
 
     def _say_here(self, text: str) -> None:
-        self._prompt.write_local("".join(f"{_verbs.MARK}{line}\n" for line in text.splitlines()))
+        self._prompt.write_local("".join(f"{MARK}{line}\n" for line in text.splitlines()))
 
     def _do_here(self, action: Callable[[], bool]) -> bool:
         """Code of the user on this side: the terminal and Ctrl-C are as usual for its time."""
@@ -148,9 +153,7 @@ class Calls:
             case "c2s":
                 return self._cross(lambda stream: self._send_object(piece, stream))
             case _:
-                begins_anew = any(keyword.arg == "resume" for keyword in piece.keywords)
-                hint = "" if begins_anew else "the same call goes on where it was"
-                return self._cross(lambda stream: self._copy_files(piece, stream), hint)
+                return self._copy(piece)
 
     def _cross(self, action: Callable[[Marked], None], hint: str = "") -> bool:
         """What may fail here, or take long and be cancelled."""
@@ -159,8 +162,6 @@ class Calls:
             try:
                 action(stream)
             except KeyboardInterrupt:
-                if sys.stdin is not None and sys.stdin.isatty():
-                    self._prompt.write("\n")  # after the `^C` that the terminal shows
                 raise TransferError("cancelled", hints=hint or (), id="cancelled") from None
 
         return self._do_here(lambda: self._prompt.local.attempt(cancellable))
@@ -172,27 +173,15 @@ class Calls:
         except RemoterError as error:
             self._say_here(render(error))
             return False
-        transfer, source = os.urandom(8).hex(), ast.unparse(cargo.source)
-        is_name = isinstance(cargo.source, ast.Name)
-        if not is_name and not self._evaluate_there(source, transfer):
+        transfer = os.urandom(8).hex()
+        if not cargo.is_name and not self._evaluate_there(cargo.text, transfer):
             return False
-        return self._cross(lambda stream: self._bind(cargo.name, transfer, source, is_name, stream))
+        session, local = self._prompt.session, self._prompt.local
+        return self._cross(lambda stream: local.bring(session, cargo, transfer, self._ask, stream))
 
     def _check_cargo(self, piece: Piece) -> Cargo:
         """What `s2c` is to bring, under a name that it may have here. Raises RemoterError."""
-        from ._objects import check_name
-        from ._values import describe
-
-        cargo, names = _verbs.cargo(piece), self._prompt.local.namespace
-        name = check_name(cargo.name)
-        if name in names and not cargo.overwrite:
-            raise TransferError(
-                f"`{name}` is here already",
-                cause=f"it is `{describe(names[name])}`",
-                hints="leave `overwrite=False` out, or give another name",
-                id="exists",
-            )
-        return dataclasses.replace(cargo, name=name)
+        return self._prompt.local.expect(self._prompt.language.cargo(piece))
 
     def _evaluate_there(self, source: str, transfer: str) -> bool:
         """Have an expression's value kept for a transfer; be with that run like with any other."""
@@ -205,17 +194,6 @@ class Calls:
         prompt.label = label(source)
         return prompt._follow(run.id, run)
 
-    def _bind(self, name: str, transfer: str, source: str, is_name: bool, stream: Marked) -> None:
-        from ._values import describe, size_in_words
-
-        value, size = self._prompt.session._crossing.pull_asking(transfer, source, self._ask, is_name=is_name)
-        names = self._prompt.local.namespace
-        replaced = f"; replaced {describe(names[name])}" if name in names else ""
-        names[name] = value  # only now: what is cut off on the way changes nothing here
-        # What has no bytes beside its description is too small to tell.
-        sized = f", {size_in_words(size)}" if size else ""
-        stream.write(f"{name}: {describe(value)}{sized}{replaced}\n")
-
     def _ask(self, question: str, hidden: bool) -> str | None:
         """Whoever sits here. To have no answer, Ctrl-D and Ctrl-C, is to say no."""
         try:
@@ -225,24 +203,22 @@ class Calls:
             return None
 
     def _send_object(self, piece: Piece, stream: Marked) -> None:
-        from ._objects import check_name
+        language = self._prompt.language
+        cargo = language.cargo(piece)
+        named = dataclasses.replace(cargo, name=language.check_name(cargo.name))
+        self._prompt.local.send(self._prompt.session, named, stream)
 
-        cargo = _verbs.cargo(piece)
-        name = check_name(cargo.name)
-        value = self._prompt.local.value(cargo.source, stream)
-        stream.write(f"{self._prompt.session.push(name, value, overwrite=cargo.overwrite)}\n")
-
-    def _copy_files(self, piece: Piece, stream: Marked) -> None:
-        from ._errors import printable
-
-        path, to, options = _verbs.paths(piece)
+    def _copy(self, piece: Piece) -> bool:
+        """`sendfile`, `recvfile`."""
+        try:
+            path, to, options = self._prompt.language.paths(piece)
+        except RemoterError as error:
+            self._say_here(render(error))
+            return False
         session = self._prompt.session
-        copied = (session.upload if piece.verb == "sendfile" else session.download)(path, to, **options)
-        for problem in copied.problems:
-            stream.write(f"error: {printable(problem)}\n")
-        stream.write(f"{copied}\n")
-        if copied.problems:
-            raise TransferError("not all of it has crossed", id="problems")
+        copy = session.upload if piece.verb == "sendfile" else session.download
+        hint = "" if "resume" in options else "the same call goes on where it was"
+        return self._cross(lambda stream: _copy_files(lambda: copy(path, to, **options), stream), hint)
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -294,3 +270,13 @@ class Calls:
             return False
         self._prompt.write("".join(f"{line}\n" for line in log.last_lines()))
         return True
+
+
+def _copy_files(copy: Callable[[], Any], stream: Marked) -> None:
+    """Copy, and say what came of it."""
+    copied = copy()
+    for problem in copied.problems:
+        stream.write(f"error: {printable(problem)}\n")
+    stream.write(f"{copied}\n")
+    if copied.problems:
+        raise TransferError("not all of it has crossed", id="problems")

@@ -4,7 +4,8 @@ Each step of a transfer comes from the control connection to the control loop, a
 takes long happens elsewhere: the interpreter packs objects in a thread of its own, paths are
 looked at in a thread here, and bytes are moved by the dock's threads, from and to
 
-    an object    a unix socket whose other end is a thread in the interpreter's process
+    an object    a unix socket whose other end is a thread in the interpreter's process; for R, which
+                 has no threads, a file that it writes or reads (`_parcel`)
     a file       the file itself: no interpreter is needed for it, so it may be busy
 
 Every step may come twice, since a client asks again when its connection broke before the answer: what was
@@ -34,6 +35,7 @@ from ._dock import Dock
 from ._engines import Engine
 from ._errors import RemoterError, TransferError
 from ._messages import Refused, Step, error_of
+from ._parcel import LEAD, Parcel, ParcelSink, directories, has_room
 
 if TYPE_CHECKING:
     from ._freight import Freight
@@ -45,6 +47,9 @@ Answered = Callable[["dict[str, Any] | RemoterError"], None]
 
 MOST_TRANSFERS = 1000
 """Transfers that may be under way; more are refused."""
+
+INLINE = 64 * 1024
+"""Bytes of an object that travel with the answer itself."""
 
 FORGET = 60.0
 """Seconds after which a transfer is forgotten that has no stream at the dock (any more)."""
@@ -126,6 +131,8 @@ class Cargo:
             settle = functools.partial(self._settle, step.transfer, transfer, same)
             try:
                 self._begin(step, transfer, settle)
+            except RemoterError as error:
+                settle(error)
             except Exception as error:  # what makes no sense must not leave its sender waiting
                 log.info("a step that is not understood: %r", error)
                 settle(TransferError(f"the step `{ascii(step.what)[1:-1]}` is not understood", id="step"))
@@ -160,6 +167,10 @@ class Cargo:
         match step.what:
             case "find" | "remove":
                 self._ask(step.what, step, lambda answer: settle(answer))
+            case "pull" if self.engine().gives_files:
+                self._pull_parcel(step, transfer, settle)
+            case "push" if self.engine().gives_files:
+                self._push_parcel(step, transfer, settle)
             case "pull":
                 self._pull(step, transfer, settle)
             case "push":
@@ -241,6 +252,75 @@ class Cargo:
             settle(answer)
 
         line.connect(question, ready)
+
+    # --- objects of an interpreter that writes and reads files -----------------------------------
+
+    def _pull_parcel(self, step: Step, transfer: Transfer, settle: Answered) -> None:
+        log.info("PULL %s", ascii(step.data.get("name") or "a value"))
+        places = directories(self.engine().directory)
+
+        def fill() -> None:
+            parcel = Parcel(places, LEAD)
+
+            def packed(answer: dict[str, Any] | RemoterError) -> None:
+                if isinstance(answer, RemoterError) and len(places) > 1 and not has_room():
+                    parcel.close()
+                    del places[0]  # it was too large for shared memory
+                    fill()
+                elif isinstance(answer, RemoterError):
+                    parcel.close()
+                    settle(answer)
+                else:
+                    settle(self._offer_parcel(step, transfer, parcel, answer))
+
+            self._ask("pack", step, packed, path=str(parcel.path))
+
+        fill()
+
+    def _offer_parcel(
+        self, step: Step, transfer: Transfer, parcel: Parcel, answer: dict[str, Any]
+    ) -> dict[str, Any]:
+        parcel.seal()
+        offer: dict[str, Any] = {"tree": "", "sizes": [parcel.size], "format": "r", "type": answer["type"]}
+        if transfer.is_kept or transfer.is_over:
+            self._drop(step.transfer)
+        if parcel.size <= INLINE or transfer.is_over:
+            data = memoryview(bytearray(min(parcel.size, INLINE)))
+            parcel.read(0, data)
+            parcel.close()
+            return {**offer, "inline": bytes(data)}
+        if step.data.get("here"):
+            offer["file"] = msgspec.to_builtins(parcel.where())
+        transfer.streams.add(step.transfer)
+        self.dock.offer(step.transfer, parcel)
+        return offer
+
+    def _push_parcel(self, step: Step, transfer: Transfer, settle: Answered) -> None:
+        data = step.data
+        log.info("PUSH %s", ascii(data.get("name")))
+        if data.get("format") != "r":
+            raise TransferError("an R session takes only what R has serialized", id="kind")
+        parcel = Parcel(directories(self.engine().directory))
+        question: dict[str, Any] = {"what": "bind", "transfer": step.transfer, "path": str(parcel.path)}
+        question.update(name=data.get("name"), overwrite=data.get("overwrite", True))
+
+        def bind(answered: Answered) -> None:
+            self.engine().query(question, lambda frame: answered(_answer_of(frame)))
+
+        if "inline" in data:
+
+            def bound(answer: dict[str, Any] | RemoterError) -> None:
+                parcel.close()
+                settle(answer)
+
+            parcel.write(memoryview(data["inline"]))
+            bind(bound)
+        else:
+            line = transfer.line = Line(self, step.transfer)
+            sink = ParcelSink(parcel, sum(data["sizes"]), lambda: line.wait_for(bind))
+            transfer.streams.add(step.transfer)
+            self.dock.accept(step.transfer, sink, lambda done, error: None)
+            settle({"ready": True})
 
     # --- files -------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from ._usage import (
     only_through_ssh,
     password_option,
     prelude_option,
+    r_engine_option,
     reaching,
     read_password,
     report,
@@ -63,7 +64,7 @@ debug_option = click.option(
 @debug_option
 @click.pass_context
 def cli(ctx: click.Context, version: bool) -> None:
-    """Control a remote Python session from your local one."""
+    """Control a remote Python or R session from your local one."""
     if version:
         from . import __version__
 
@@ -89,10 +90,20 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 @command()
-@click.option("--lang", type=click.Choice(["python"]), default="python", help="The language of the session.")
 @click.option(
-    "--python", metavar="PATH", help="Its interpreter: any Python >= 3.8, remoter need not be in it."
+    "--lang",
+    type=click.Choice(["python", "r"]),
+    default="python",
+    envvar="REMOTER_LANG",
+    help="The language of the session: python.",
 )
+@click.option(
+    "--python",
+    metavar="PATH",
+    help="Its interpreter: any Python >= 3.8, remoter need not be in it. With R: what R is loaded into.",
+)
+@click.option("--r", metavar="PATH", help="Its R; REMOTER_R, or that on PATH, if left out.")
+@r_engine_option
 @click.option("--name", help="The session's name: `main` if left out, then `main-2`.")
 @click.option("--listen", multiple=True, metavar="ADDRESS", help="Where to listen, repeatable: 127.0.0.1.")
 @click.option("--port", type=int, help="55555 if left out; 0 takes a free one.")
@@ -118,6 +129,7 @@ def server(
     background: bool,
     insecure: bool,
     as_json: bool,
+    lang: str,
     **options: Any,
 ) -> None:
     """Start a session on this machine.
@@ -129,9 +141,11 @@ def server(
       remoter server
       remoter server --background --name train --python ./env/bin/python
       remoter server --listen 0.0.0.0 --port 0
+      remoter server --lang r
     """
     from . import _launcher
 
+    _check_language(lang, **options)
     password = read_password(password_file)
     os.environ.pop("REMOTER_PASSWORD", None)  # the session's own code must not find it
     ready, configuration = _launcher.start_session(
@@ -139,6 +153,7 @@ def server(
         password=password,
         listen=list(listen) or ["127.0.0.1"],
         secure=not insecure,
+        lang=lang,
         attach_log=not background and (options["verbose"] or options["showmsg"]),
         **options,
     )
@@ -159,6 +174,15 @@ def server(
         show_banner()
     else:
         _launcher.wait_foreground(ready, tell, show_banner)
+
+
+def _check_language(lang: str, *, r: str | None, r_engine: str | None, runner: str, **_: Any) -> None:
+    """Refuse options of the other language."""
+    if lang == "r" and runner != "auto":
+        raise Usage("`--runner` is for Python sessions", "leave it out, or `--lang r`")
+    for option, value in [("--r", r), ("--r-engine", r_engine)]:
+        if lang != "r" and value:
+            raise Usage(f"`{option}` is for R sessions", "add `--lang r`")
 
 
 @command()
@@ -223,6 +247,7 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
     \b
     Examples:
       remoter batch analysis.py
+      remoter batch --start job.R
       remoter batch ssh://big -c "import os; os.cpu_count()"
     """
     if len(codes) > 1:
@@ -234,6 +259,7 @@ def batch(target: Target, places: tuple[str, ...], codes: tuple[str, ...], **how
     file = places[-1] if places and code is None else "-"
     if code is None and file == "-" and sys.stdin.isatty():
         raise Usage("there is nothing to run", "`remoter batch FILE`, or `remoter batch -c CODE`")
+    target.look_at(file)
     if file != "-" and not os.access(file, os.R_OK):
         from ._batch import read_file
 
@@ -389,7 +415,7 @@ def restart(target: Target) -> None:
     with target.connect() as session:
         session.restart()
         info = session.info
-        click.echo(f"restarted `{info.name}`: Python {info.version}, pid {info.pid}")
+        click.echo(f"restarted `{info.name}`: {info.lang.capitalize()} {info.version}, pid {info.pid}")
 
 
 @command()

@@ -15,6 +15,7 @@ from ._address import Address, parse
 from ._connection import LinkState
 from ._crossing import QUERY_TIMEOUT, CopyOptions, Crossing, Format, ShowProgress, Source, outcome
 from ._errors import (
+    AddressError,
     AuthError,
     LinkLostError,
     RemoterError,
@@ -25,7 +26,7 @@ from ._errors import (
 from ._messages import LONGEST_CODE, Attached, Event, RunId, Submit
 from ._output import Output, width
 from ._run import AskPerson, Inbox, Result, Run
-from ._ssh import Ssh
+from ._start import other_language
 from ._stream import EventStream
 from ._target import Target, Wish, find
 
@@ -51,8 +52,10 @@ def connect(
     password: str | None = None,
     *,
     start: bool | None = None,
-    lang: str = "python",
+    lang: Literal["python", "r"] | None = None,
     python: str | None = None,
+    r: str | None = None,
+    r_engine: Literal["auto", "embed", "pipe"] | None = None,
     prelude: str | None = None,
     install: bool = False,
     timeout: float = 10.0,
@@ -71,7 +74,9 @@ def connect(
         port: the server's port, when the address does not say it.
         password: the server's password; not needed where a key admits us, but verified if given.
         start: start a session if none runs; None: only through ssh, on the machine there.
-        lang, python: the language and the interpreter of a session that is started.
+        lang: the language of the session, `python` or `r`; None: any, and Python if one is started.
+        python, r, r_engine: the interpreter of a session that is started; of an R session Python is
+            what hosts R, `r` the R, and `r_engine` whether that is embedded.
         prelude: shell text that is run there first, as `module load python`; with ssh only.
         install: put remoter into a directory of its own there, if it is missing; with ssh only.
         timeout: seconds, in all; a session that is started through ssh has a minute more.
@@ -92,6 +97,8 @@ def connect(
         start=start,
         lang=lang,
         python=python,
+        r=r,
+        r_engine=r_engine,
         prelude=prelude,
         install=install,
         timeout=timeout,
@@ -106,49 +113,35 @@ def open_session(
     port: int | str | None = None,
     password: str | None = None,
     *,
-    start: bool | None = None,
-    lang: str = "python",
-    python: str | None = None,
-    prelude: str | None = None,
-    install: bool = False,
     timeout: float = 10.0,
-    secure: bool = True,
     ask: AskPerson | None = None,
     trust: bool = False,
     ask_person: AskPerson | None = None,
     all: bool = False,
-    existing: bool = False,
     quiet: bool = False,
-    ssh: Ssh | None = None,
+    **wanted: Any,
 ) -> Session:
     """As `connect`, for our own faces. `ask_person` asks who sits here for a password or about a
-    server's key; `all`: the events of every client are watched; `existing`: nobody would start a
-    session for this; `quiet`: no warning that it is not secure; `ssh`: the way there, already begun.
+    server's key; `all`: the events of every client are watched; `quiet`: no warning that it is not
+    secure; `wanted`: what else a `Wish` holds.
     """
     if not isinstance(timeout, int | float):
         raise TypeError(f"timeout is a number of seconds, not {type(timeout).__name__}")
+    if (wanted.get("r") or wanted.get("r_engine")) and wanted.get("lang") != "r":
+        raise AddressError("`r` and `r_engine` are for R sessions", hints='`lang="r"` starts one', id="usage")
     deadline = time.monotonic() + timeout
-    wish = Wish(
-        password,
-        secure,
-        start,
-        lang,
-        python,
-        deadline,
-        ask_person,
-        existing,
-        prelude,
-        install,
-        ask_person or ask,
-        ssh,
-    )
+    wish = Wish(password, deadline=deadline, ask=ask_person, ask_ssh=ask_person or ask, **wanted)
     target = find(parse(addr, port), wish)
     if not target.is_secure and not quiet:
         warn(f"the connection to {target.where} is not secure: anyone can join in, read and change it")
     while True:
         session = Session(target, ask=ask, all=all, trust=trust)
         try:
-            session._open(wish.remaining)
+            attached = session._open(wish.remaining)
+            refusal = other_language(target, str(attached.info.get("lang") or "python"), wish)
+            if refusal is not None:
+                session.close()
+                raise refusal
         except AuthError as error:
             # Reached and proved, but our key is not on its list: a password puts it there.
             if target.keys_again is None or not target.keys_again():
@@ -282,7 +275,11 @@ class Session:
         return Info(self._query("inspect", expr, len(expr)))
 
     def variables(self) -> list[Info]:
-        """The session's own variables: `.name`, `.type`, `.shape`, `.size`, `.text` of each."""
+        """The session's own variables: `.name`, `.type`, `.shape`, `.size`, `.text` of each.
+
+        While R is inside one long call it cannot be asked: then each has an `.age`, the seconds since it was
+        last seen so.
+        """
         return [Info(variable) for variable in self._query("variables").get("variables", [])]
 
     @property

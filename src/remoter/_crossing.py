@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 QUERY_TIMEOUT = 30.0
 """Seconds for an answer of the server."""
 
-Format = Literal["pandas", "polars", "arrow", "numpy"]
+Format = Literal["pandas", "polars", "arrow", "numpy", "raw"]
 ShowProgress = Callable[["Progress"], None] | bool | None
 Source = str | os.PathLike[str]
 
@@ -94,19 +95,19 @@ class Crossing:
         progress: ShowProgress,
     ) -> Any:
         """See `Session.pull`. What is no name is evaluated first, by `evaluate`."""
-        from . import _objects
+        from ._objects import await_run
         from ._trust import three_ways
 
         allowed = self.trusts_pickles() if allow_pickle is None else allow_pickle
-        plain = _objects.plain_name(name)
+        plain = self.plain_name(name)
         id = os.urandom(8).hex()
         deadline = None if timeout is None else time.monotonic() + timeout
         run: Run | None = None
 
         def work(carrier: Carrier) -> Any:
             if run is not None:
-                _objects.await_run(carrier, run)
-            return _objects.pull(carrier, plain, format=format, into=into, allow_pickle=allowed)
+                await_run(carrier, run)
+            return self._get(carrier, plain, format, into, allowed)
 
         try:
             if plain is None:
@@ -119,6 +120,43 @@ class Crossing:
             if error.id == "unsafe" and not allowed:
                 error.hints = three_ways(name, self._target.where)
             raise
+
+    def _get(
+        self, carrier: Carrier, name: str | None, format: Format | None, into: Any, allowed: bool
+    ) -> Any:
+        """In the transfer's thread: the value, by the codec of the session's language."""
+        if self._is_r:
+            from . import _robjects
+
+            near = self._target.is_near()
+            return _robjects.pull(carrier, name, format=format, into=into, is_near=near)
+        from . import _objects
+
+        return _objects.pull(carrier, name, format=format, into=into, allow_pickle=allowed)
+
+    @property
+    def _is_r(self) -> bool:
+        return self._inbox.info.get("lang") == "r"
+
+    def plain_name(self, name: str) -> str | None:
+        """The name as the session's language understands it; None: an expression."""
+        plain: str | None = self._language().plain_name(name)
+        return plain
+
+    def check_name(self, name: str) -> str:
+        """The name as it will be in the session. Raises TransferError."""
+        checked: str = self._language().check_name(name)
+        return checked
+
+    def _language(self) -> Any:
+        """What knows the names and values of the session's language."""
+        if self._is_r:
+            from . import _robjects
+
+            return _robjects
+        from . import _objects
+
+        return _objects
 
     def _evaluate(self, transfer: str, evaluate: Callable[[], Run]) -> Run:
         """Have a value made for a transfer; if nobody waits for it any more, it is not to be made, nor kept."""
@@ -163,15 +201,13 @@ class Crossing:
         self, transfer: str, source: str, is_name: bool, allow_pickle: bool
     ) -> tuple[Any, int, TransferError | None]:
         """The object and its bytes; or why it is refused, while its value is still kept there."""
-        from . import _objects
-
         size, refusal = 0, None
 
         def work(carrier: Carrier) -> Any:
             nonlocal size, refusal
             name = source if is_name else None
             try:
-                value = _objects.pull(carrier, name, format=None, into=None, allow_pickle=allow_pickle)
+                value = self._get(carrier, name, None, None, allow_pickle)
             except TransferError as error:
                 if error.id != "unsafe" or allow_pickle:
                     raise
@@ -187,28 +223,32 @@ class Crossing:
         self, name: str, value: Any, *, overwrite: bool, background: bool, progress: ShowProgress
     ) -> Any:
         """See `Session.push`."""
-        from . import _objects
+        name = self.check_name(name)
 
-        name = _objects.check_name(name)
+        def work(carrier: Carrier) -> Any:
+            if self._is_r:
+                from . import _robjects
 
-        def work(carrier: Carrier) -> _objects.Pushed:
+                return _robjects.push(carrier, name, value, overwrite=overwrite)
+            from . import _objects
+
             python = str(self._inbox.info.get("version") or "")
             return _objects.push(carrier, name, value, overwrite=overwrite, python=python)
 
-        return self.carry(os.urandom(8).hex(), name, work, background, progress)
+        pushed = self.carry(os.urandom(8).hex(), name, work, background, progress)
+        if not background:
+            for sentence in pushed.warnings:
+                warnings.warn(sentence, stacklevel=3)
+        return pushed
 
     def has(self, name: str) -> bool:
         """Whether the session has an object of that name."""
-        from ._objects import plain_name
-
-        plain = plain_name(name)
+        plain = self.plain_name(name)
         return plain is not None and bool(self._step("find", plain).get("found"))
 
     def remove(self, name: str) -> None:
         """Take the name away from its object there."""
-        from ._objects import check_name
-
-        self._step("remove", check_name(name))
+        self._step("remove", self.check_name(name))
 
     def copy(
         self,

@@ -1,7 +1,7 @@
 """`remoter doctor`: step by step from here to a session, what was seen and what to do; in the shell's process, by the client.
 
 Each step stands on the one before it. The first that fails is the one to mend: what follows
-it is not tried, except the terminal, which needs nobody. The address decides which steps there
+it is not tried, except R and the terminal, which need nobody. The address decides which steps there
 are; those of `ssh://host` are in `_doctor_ssh`.
 """
 
@@ -23,6 +23,8 @@ from ._address import DEFAULT_PORT, Address, parse, through_ssh
 from ._config import host_name
 from ._errors import KeyChangedError, RemoterError
 from ._messages import PROTOCOL, common_protocol
+from ._r import NO_R, how_to_install, seen_of
+from ._r import find as find_r
 from ._records import Record, records
 from ._saved import Saved, find_ssh, saved_names
 from ._ssh_errors import escape, lasted
@@ -83,8 +85,10 @@ def examine(text: str | Saved | None, password: str | None = None, *, secure: bo
             "round trip": _round_trip,
         }
         yield from _walk([(name, partial(look, case)) for name, look in looks.items()], case.close)
-    mark, seen, *do = _terminal()
-    yield {"step": "terminal", "mark": mark, "seen": seen, "do": do}
+    rest = {"terminal": _terminal} if saved is not None else {"R": _r, "terminal": _terminal}
+    for step, find_out in rest.items():
+        mark, seen, *do = find_out()
+        yield {"step": step, "mark": mark, "seen": seen, "do": do}
 
 
 def _find_ssh(text: str | Saved | None) -> Saved | None:
@@ -265,6 +269,16 @@ def _measure(session: Session) -> tuple[float, str]:
     median = statistics.median(times)
     name, lang, version = (escape(str(info.get(key))) for key in ("name", "lang", "version"))
     return median, f"{lasted(median)}; `{name}`: {lang.capitalize()} {version}, {state}"
+
+
+def _r() -> Seen:
+    """Whether R sessions can be started here; nobody needs one to reach another machine."""
+    try:
+        return seen_of(find_r(), "here")
+    except RemoterError as error:
+        if error.message == NO_R:
+            return seen_of(None, "here", how_to_install())
+        return "note", error.message + (f" ({error.cause})" if error.cause else ""), *error.hints
 
 
 def _terminal() -> Seen:

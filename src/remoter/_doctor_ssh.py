@@ -27,6 +27,7 @@ from . import __version__, _answer, _channel, _ssh_errors
 from ._answer import Answer, Found
 from ._bootstrap import Task
 from ._errors import ConnectError, RemoterError
+from ._r import R, seen_of
 from ._records import Record
 from ._security import fingerprint
 from ._ssh import Master, Ssh, say_to_person
@@ -88,7 +89,7 @@ class Journey:
     def __init__(
         self, saved: Saved, measure: Callable[[Session], tuple[float, str]], *, secure: bool = True
     ) -> None:
-        self.address, self.prelude = saved.address, saved.prelude
+        self.address, self.prelude, self.lang = saved.address, saved.prelude, saved.lang or ""
         self.measure, self.secure = measure, secure
         self.configured: dict[str, str] = {}
         self.asks = False
@@ -111,6 +112,7 @@ class Journey:
             ("login shell", self._look_at_shell),
             ("python", self._look_at_python),
             ("remoter", self._look_at_remoter),
+            ("R", self._look_at_r),
             ("session", self._look_for_session),
             ("forwarding", self._forward),
             ("key", self._look_at_key),
@@ -201,7 +203,7 @@ class Journey:
     def _log_in(self) -> Seen:
         """Log in, and look around there; what fails is told at the step where it belongs."""
         began = time.monotonic()
-        task = Task("look", name=self.address.name, prelude=self.prelude)
+        task = Task("look", name=self.address.name, only=self.lang, prelude=self.prelude)
         self.way = _Way(self.address, task, say=say_to_person)
         self.asks, master = self.way.asks, self.way.first_master
         answer = Answer(master, self.address, self.asks, LOGIN, lambda: master.is_in, self.way.say)
@@ -303,6 +305,12 @@ class Journey:
                 "the round trip shows whether they understand each other",
             )
         return "ok", f"{seen}, as here"
+
+    def _look_at_r(self) -> Seen:
+        """Whether R sessions can be started there."""
+        path, _, version = self._said("r").rpartition(" ")
+        found = R(path, self._said("home"), version, self._said("library") or None) if path else None
+        return seen_of(found, "there", "`apt install r-base-core` there, or what its system has")
 
     def _look_for_session(self) -> Seen:
         found = Found.of(self.lines)

@@ -30,15 +30,15 @@ from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
-from prompt_toolkit.lexers import Lexer, PygmentsLexer
+from prompt_toolkit.lexers import PygmentsLexer
 from prompt_toolkit.output import ColorDepth, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from . import _verbs
 from ._config import private_directory
 from ._errors import RemoterError
-from ._keys import Burst, merge_bursts, split_statements, terminal_input, typed_ahead
+from ._keys import Burst, merge_bursts, terminal_input, typed_ahead
+from ._language import LEAVING, Language
 
 COMPLETION_DEADLINE = 4.0  # seconds after which nobody waits for names; the first time there may be slow
 PAUSE = 0.05  # seconds between two outputs above the line: a flood is written in few pieces
@@ -155,16 +155,16 @@ class Editor:
         prompt: the text of the prompt, with its final space.
         wiring: see there.
         history: where the history is kept.
-        language: whose colours and indentation.
+        language: whose code is typed.
         color: False for plain text.
     """
 
     def __init__(
-        self, prompt: str, wiring: Wiring, *, history: Path, language: str = "python", color: bool = True
+        self, prompt: str, wiring: Wiring, *, history: Path, language: Language, color: bool = True
     ) -> None:
         self.prompt = prompt
         self._wiring = wiring
-        self._split = split_statements if language == "python" else None
+        self._language = language
         self._kept = Document()
         self._empty_interrupts = 0
         self._indented: tuple[int, str] | None = None  # row and text of the indentation that we made
@@ -185,7 +185,7 @@ class Editor:
         self._code: PromptSession[str] = PromptSession(
             self._message,
             history=open_history(history),
-            lexer=_lexer(language),
+            lexer=PygmentsLexer(language.lexer()),
             completer=_Names(wiring.names),
             complete_while_typing=False,
             complete_style=CompleteStyle.MULTI_COLUMN,
@@ -214,7 +214,7 @@ class Editor:
             KeyboardInterrupt: Ctrl-C on an empty line while the link is lost.
         """
         # What was typed ahead runs line by line, as at a shell; what comes at once from now on is a program's.
-        store_typeahead(self.input, merge_bursts(typed_ahead(self.input), self._split))
+        store_typeahead(self.input, merge_bursts(typed_ahead(self.input), self._language.split))
         self.input.merging = True  # type: ignore[attr-defined]
         self._empty_interrupts = 0
         kept, self._kept = self._kept, Document()
@@ -348,7 +348,7 @@ class Editor:
         for key in keys:
             leaves = key.key == Keys.ControlD and not self._ahead.strip()
             if key.key in (Keys.ControlM, Keys.ControlJ):
-                leaves = _is_leaving(self._ahead)
+                leaves = self._is_leaving(self._ahead)
                 self._ahead = ""
             elif key.key == Keys.ControlH:
                 self._ahead = self._ahead[:-1]
@@ -370,8 +370,14 @@ class Editor:
         bindings.add("c-j", filter=typing)(self._enter)
         bindings.add("escape", "enter", filter=typing)(lambda event: _accept(event))
         bindings.add("c-o", filter=typing)(lambda event: event.current_buffer.newline(copy_margin=True))
-        bindings.add("tab", filter=inserting)(_tab)
-        bindings.add("backspace", filter=inserting)(_backspace)
+        bindings.add("tab", filter=inserting)(self._tab)
+        bindings.add("backspace", filter=inserting)(self._backspace)
+        for closer in self._language.CLOSERS:
+            bindings.add(closer, filter=inserting)(self._outdent)
+        for keys, text in self._language.SHORTCUTS.items():
+            bindings.add(*keys, filter=inserting)(
+                lambda event, text=text: event.current_buffer.insert_text(text)
+            )
         bindings.add("c-c", filter=typing)(self._interrupt)
         bindings.add(Keys.SIGINT, filter=typing)(self._interrupt)
         bindings.add(Keys.BracketedPaste, filter=typing)(self._paste)
@@ -419,13 +425,53 @@ class Editor:
         before = buffer.document.current_line_before_cursor
         # A sender that indents by himself does so from the second line of a block on.
         self._sender_indents = text[:1].isspace() or (self._sender_indents and "\n" in buffer.text)
-        if before and self._indented == (row, before) and self._sender_indents:
-            buffer.delete_before_cursor(len(before))
+        if before and self._indented == (row, before):
+            closes = text[:1] in self._language.CLOSERS
+            steps = len(before) if self._sender_indents else self._step_back(before) if closes else 0
+            buffer.delete_before_cursor(steps)
         body = text.rstrip("\n")
         buffer.insert_text(body)
         if body != text:
             # A blank line at the end finishes a block, as it does when typed.
             self._enter(event, whole="\n" in body or text.endswith("\n\n"))
+
+    def _tab(self, event: KeyPressEvent) -> None:
+        """Indent at the start of a line, complete elsewhere."""
+        buffer, step = event.current_buffer, self._language.INDENT
+        before = buffer.document.current_line_before_cursor
+        if not before.strip():
+            buffer.insert_text(" " * (step - len(before) % step))
+        elif buffer.complete_state:
+            buffer.complete_next()
+        else:
+            buffer.start_completion(insert_common_part=True)
+
+    def _backspace(self, event: KeyPressEvent) -> None:
+        """Take back a whole step of indentation."""
+        buffer = event.current_buffer
+        buffer.delete_before_cursor(self._step_back(buffer.document.current_line_before_cursor) or 1)
+
+    def _outdent(self, event: KeyPressEvent) -> None:
+        """A bracket that closes what was opened further out stands there, if the indentation is ours."""
+        buffer = event.current_buffer
+        before = buffer.document.current_line_before_cursor
+        if self._indented == (buffer.document.cursor_position_row, before):
+            buffer.delete_before_cursor(self._step_back(before))
+        buffer.insert_text(event.data)
+
+    def _step_back(self, before: str) -> int:
+        """How many blanks make the last step of an indentation; 0 where there is none."""
+        if not before or not before.isspace() or "\t" in before:
+            return 0
+        return (len(before) - 1) % self._language.INDENT + 1
+
+    def _is_leaving(self, line: str) -> bool:
+        """Whether a line typed ahead is `exit` or `quit()`, and no more than that."""
+        [piece, *more] = self._language.pieces(line)
+        try:
+            return piece.verb in LEAVING and not more and not self._language.ends_session(piece)
+        except RemoterError:
+            return False
 
     def _suspend(self, event: KeyPressEvent) -> None:
         """To the shell, as Ctrl-Z does while a command runs; the typed line is there again afterwards."""
@@ -454,50 +500,11 @@ class Editor:
             self.wake()
 
 
-def _is_leaving(line: str) -> bool:
-    """Whether a line typed ahead is `exit` or `quit()`, and no more than that."""
-    [piece, *more] = _verbs.pieces(line)
-    try:
-        return piece.verb in _verbs.LEAVING and not more and not _verbs.ends_session(piece)
-    except RemoterError:
-        return False
-
-
 def _accept(event: KeyPressEvent) -> None:
     buffer = event.current_buffer
     if "\n" in buffer.text:
         buffer.document = Document(buffer.text.rstrip())  # the blank line has done its work
     buffer.validate_and_handle()
-
-
-def _tab(event: KeyPressEvent) -> None:
-    """Indent at the start of a line, complete elsewhere."""
-    buffer = event.current_buffer
-    before = buffer.document.current_line_before_cursor
-    if not before.strip():
-        buffer.insert_text(" " * (4 - len(before) % 4))
-    elif buffer.complete_state:
-        buffer.complete_next()
-    else:
-        buffer.start_completion(insert_common_part=True)
-
-
-def _backspace(event: KeyPressEvent) -> None:
-    """Take back a whole step of indentation."""
-    buffer = event.current_buffer
-    before = buffer.document.current_line_before_cursor
-    steps = (len(before) - 1) % 4 + 1 if before and before.isspace() and "\t" not in before else 1
-    buffer.delete_before_cursor(steps)
-
-
-def _lexer(language: str) -> Lexer:
-    if language == "r":
-        from pygments.lexers.r import SLexer
-
-        return PygmentsLexer(SLexer)
-    from pygments.lexers.python import PythonLexer
-
-    return PygmentsLexer(PythonLexer)
 
 
 class _Unseen(Processor):

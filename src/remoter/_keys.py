@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -14,12 +13,8 @@ from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 
-from ._verbs import judge
-
 QUIET = 0.02  # seconds without a key that end a burst of keys
 QUIET_IN_BLOCK = 0.06  # the same when it stops inside an indented block
-MOST_TYPED = 200  # lines; more at once are a program's
-_CLAUSE = re.compile(r"(else|elif|except|finally)\b")
 
 
 class Burst(str):
@@ -70,37 +65,6 @@ def merge_bursts(keys: list[KeyPress], split: Callable[[str], list[str]] | None 
             merged.append(key)
     close()
     return merged
-
-
-def split_statements(text: str) -> list[str]:
-    """Lines of Python, cut where a prompt would have run what was entered so far; together they are the text."""
-    lines = [f"{line}\n" for line in text.removesuffix("\n").split("\n")]
-    if len(lines) > MOST_TYPED:
-        return [text]
-    pieces, current = [], ""
-    for index, line in enumerate(lines):
-        current += line
-        rest = lines[index + 1 :]
-        after = next((each for each in rest if each.split("#")[0].strip()), None)
-        if after is None:
-            break
-        is_block = "\n" in current[:-1]  # its blank lines stay with it
-        if _is_whole(current, after) and not (is_block and not rest[0].strip()):
-            pieces.append(current)
-            current = ""
-    return [*pieces, text[sum(map(len, pieces)) :]]
-
-
-def _is_whole(code: str, after: str) -> bool:
-    """Whether code ends before the line `after`."""
-    code = code.rstrip("\n")
-    if not code.strip():
-        return True
-    if code.startswith("%%") or code.endswith("\\") or _CLAUSE.match(after):
-        return False
-    if "\n" not in code and judge(code)[0] == "complete":
-        return True
-    return not after[:1].isspace() and judge(code + "\n")[0] != "incomplete"
 
 
 def typed_ahead(source: Input) -> list[KeyPress]:

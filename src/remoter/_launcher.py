@@ -1,4 +1,4 @@
-"""Starting a session: from the shell, or out of a live process that becomes one; in the launching process.
+"""Starting a session: from the shell, or out of a process that becomes one or wants one for itself; in that process.
 
 The session itself lives on in its keeper, its server and its worker (see `_keeper`).
 """
@@ -20,11 +20,17 @@ from ._address import Address, check_port
 from ._config import WINDOWS, host_name
 from ._errors import AddressError, RemoterError
 from ._keeper import launch, wait_for_end
+from ._r import NO_LIBRARY
+from ._r import find as find_r
+from ._records import private_name
 from ._words import make_password
-from ._workers import python_command
+from ._workers import worker_command
 
 TWICE = 2.0
 """Seconds within which a second Ctrl-C on the server's terminal ends the session."""
+
+R_ENGINES = ("auto", "embed", "pipe")
+"""How R is run: as a library if that can be; as one; as a program at the end of pipes."""
 
 MOST_WORDS = 2  # lines of an interpreter that did not start
 LONGEST_WORDS = 300
@@ -101,9 +107,17 @@ def start_session(
     password: str | None = None,
     listen: Sequence[str] = ("127.0.0.1",),
     attach_log: bool = False,
+    only_while: int | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Start a session of its own and wait until its interpreter answers.
+
+    Args:
+        port, password, listen: as in `server`.
+        attach_log: write the log to our stderr.
+        only_while: the pid of a process to which the session belongs: it ends with that, its name
+            is one that is made up, and no list shows it.
+        options: as in `configure`.
 
     Returns:
         What the server says of it (`record`, `worker`, `fingerprint`, `keeper_pid`), and its configuration.
@@ -111,20 +125,18 @@ def start_session(
     Raises:
         RemoterError: it could not be started.
     """
+    if only_while is not None:
+        options |= {"name": private_name(), "only_while": only_while}
     configuration = configure(port=port, password=password, listen=list(listen), **options)
 
     def first_worker(directory: str) -> dict[str, Any]:
         worker_id = os.urandom(8).hex()
-        wanted = configuration["python"], configuration.get("runner")
-        return {
-            "id": worker_id,
-            "command": python_command(*wanted, directory, worker_id, configuration["cwd"]),
-        }
+        return {"id": worker_id, "command": worker_command(configuration, directory, worker_id)}
 
     try:
         return launch(configuration, attach_log=attach_log, first_worker=first_worker), configuration
     except RemoterError as error:
-        if error.id == "python" and error.cause:
+        if error.id in ("python", "r") and error.cause:
             error.cause = _end_of(error.cause)
         raise
 
@@ -146,13 +158,19 @@ def configure(
     name: str | None = None,
     lang: str = "python",
     python: str | None = None,
+    r: str | None = None,
+    r_engine: str | None = None,
     logfile: str | os.PathLike[str] | None = None,
     files_root: str | os.PathLike[str] | None = None,
     secure: bool = True,
     force_insecure: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """All that the keeper and the server need to know, with every path resolved."""
+    """All that the keeper and the server need to know, with every path resolved.
+
+    Raises:
+        RemoterError: something of it cannot be: no such R, a port that is none, ...
+    """
     forced = force_insecure or os.environ.get("REMOTER_FORCE_INSECURE") == "1"
     if not secure and not forced:
         _check_near(listen)
@@ -168,6 +186,7 @@ def configure(
         "listen": listen,
         "lang": lang,
         "python": python,
+        **(_configure_r(r, r_engine) if lang == "r" else {}),
         "secure": secure,
         "files_root": _checked_root(files_root) if files_root else None,
         "logfile": _checked_log(logfile) if logfile else None,
@@ -175,6 +194,27 @@ def configure(
         "started": time.time(),
         **options,
     }
+
+
+def _configure_r(r: str | None, r_engine: str | None) -> dict[str, str]:
+    """Which R, and how it is run; found out here, so that whoever starts a session hears at once that there is none."""
+    engine = r_engine or os.environ.get("REMOTER_R_ENGINE") or "auto"
+    if engine not in R_ENGINES:
+        raise RemoterError(
+            f"there is no way to run R that is called `{engine}`",
+            cause="the variable REMOTER_R_ENGINE says so" if not r_engine else None,
+            hints=f"there are {', '.join(f'`{name}`' for name in R_ENGINES)}",
+            id="usage",
+        )
+    found = find_r(r)
+    if engine == "embed" and found.library is None:
+        raise RemoterError(
+            f"`{found.program}` cannot be embedded",
+            cause=NO_LIBRARY,
+            hints="`--r-engine pipe` runs it as a program; another R can be named with `--r`",
+            id="r",
+        )
+    return {"r": found.program, "r_engine": engine}
 
 
 def _check_near(listen: Sequence[str]) -> None:
@@ -225,9 +265,11 @@ def banner(ready: dict[str, Any], configuration: dict[str, Any]) -> str:
     """What a person should know of a session that has just been started."""
     record, worker = ready["record"], ready["worker"]
     name, port = record["name"], record["port"]
-    lines = [
-        f"session `{name}`: Python {worker.get('version')} ({worker.get('python')}), pid {worker.get('pid')}"
-    ]
+    language = str(configuration.get("lang") or "python").capitalize()
+    program = f"{language} {worker.get('version')} ({configuration.get('r') or worker.get('python')})"
+    lines = [f"session `{name}`: {program}, pid {worker.get('pid')}"]
+    if worker.get("runner") == "pipe" and configuration.get("r_engine") == "auto":
+        lines.append("R is run as a program here, not as a library: `remoter doctor` says more")
     addresses = ", ".join(f"[{a}]:{port}" if ":" in a else f"{a}:{port}" for a in configuration["listen"])
     asked = configuration.get("port")
     note = " (55555 is taken)" if asked is None and port != 55555 else ""
@@ -261,7 +303,8 @@ def described(ready: dict[str, Any], configuration: dict[str, Any]) -> dict[str,
         "password": configuration["password"] if configuration["made_up"] else None,
         "fingerprint": ready.get("fingerprint"),
         "pid": worker.get("pid"),
-        "python": worker.get("python"),
+        "lang": configuration.get("lang") or "python",
+        "python": configuration.get("r") or worker.get("python"),
         "version": worker.get("version"),
     }
 

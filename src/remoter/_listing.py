@@ -16,7 +16,7 @@ from ._address import Address, parse
 from ._config import host_name, journal_directory
 from ._errors import AddressError, RemoterError
 from ._journal import Archive, archives
-from ._records import Record, records, restore_records
+from ._records import Record, is_private, records, restore_records
 from ._saved import Saved, find_ssh, read_saved
 
 if TYPE_CHECKING:
@@ -238,8 +238,12 @@ def archive(address: str | None) -> Archive | None:
     """
     if any(record.is_here and address in (None, record.name) for record in records()):
         return None
-    ended = [archive for archive in archives(journal_directory()) if address in (None, archive.name)]
+    ended = [archive for archive in archives(journal_directory()) if _is_meant(archive.name, address)]
     return ended[-1] if ended else None
+
+
+def _is_meant(name: str, address: str | None) -> bool:
+    return not is_private(name) if address is None else name == address
 
 
 def events(session: Session, since: int, follow: bool) -> Iterator[Event]:

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from IPython.core.error import StdinNotImplementedError
@@ -114,8 +114,9 @@ class Magics:
         %push x * 2 --as z          the value of an expression
         """
         with _shown_plainly():
-            objects = _parse_objects(line, "push")
+            typed = _split_objects(line, "push")
             session = self._find(_parse(""))
+            objects = _name_objects(*typed, "push", _is_name, session._crossing.check_name)
             for source, name in objects:
                 if source in self._shell.user_ns:
                     value = self._shell.user_ns[source]
@@ -134,8 +135,10 @@ class Magics:
         %pull df.head() --as top    the value of an expression, which is evaluated there
         """
         with _shown_plainly():
-            objects = _parse_objects(line, "pull")
+            typed = _split_objects(line, "pull")
             session = self._find(_parse(""))
+            is_name = session._crossing.plain_name
+            objects = _name_objects(*typed, "pull", is_name, _objects.check_name)
             for source, name in objects:
                 value = _pull(session, source)
                 names = self._shell.user_ns
@@ -246,7 +249,7 @@ def _ask(prompt: str, hidden: bool) -> str | None:
 
 def _pull(session: Session, source: str) -> Any:
     """The object there; one that only a pickle can carry, if the person says so."""
-    name, id = _objects.plain_name(source), os.urandom(8).hex()
+    name, id = session._crossing.plain_name(source), os.urandom(8).hex()
     if name is None:
         session._evaluate(source, id, quiet=False)  # once, also where a question follows
 
@@ -284,32 +287,49 @@ def _parse(line: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _parse_objects(line: str, magic: str) -> list[tuple[str, str]]:
+def _split_objects(line: str, magic: str) -> tuple[str, str | None]:
+    """What is to cross, and the name after `--as`. Raises RemoterError: there is nothing."""
+    match = re.fullmatch(r"(?P<source>.*?)(?:(?:^|\s)--as[\s=]+(?P<name>\S+))?", line.strip(), re.DOTALL)
+    source, name = (match["source"].strip(), match["name"]) if match else ("", None)
+    if not source or source.split()[-1] == "--as":
+        raise RemoterError(
+            f"`%{magic}` takes names", hints=f"`%{magic} x y`, or `%{magic} x --as z`", id="usage"
+        )
+    return source, name
+
+
+def _name_objects(
+    source: str,
+    name: str | None,
+    magic: str,
+    is_name: Callable[[str], object],
+    check_name: Callable[[str], str],
+) -> list[tuple[str, str]]:
     """What is to cross and what it is to be called on the other side: several names, or one expression.
+
+    Args:
+        source, name: what was typed.
+        magic: after which magic.
+        is_name: whether the language on this end of the way takes it for a name.
+        check_name: the name as it will be at the other end, or an error.
 
     Raises:
         RemoterError: it cannot be understood. TransferError: a name cannot be one.
     """
-    match = re.fullmatch(r"(?P<source>.*?)(?:(?:^|\s)--as[\s=]+(?P<name>\S+))?", line.strip(), re.DOTALL)
-    source, name = (match["source"].strip(), match["name"]) if match else ("", None)
     words = source.split()
-    if not words or words[-1] == "--as":
-        raise RemoterError(
-            f"`%{magic}` takes names", hints=f"`%{magic} x y`, or `%{magic} x --as z`", id="usage"
-        )
     if name is not None:
-        if len(words) > 1 and all(map(_is_name, words)):
+        if len(words) > 1 and all(map(is_name, words)):
             raise RemoterError(
                 f"one name for {len(words)} objects", hints=f"a `%{magic}` for each", id="usage"
             )
-        return [(source, _objects.check_name(name))]
-    if not all(map(_is_name, words)):
+        return [(source, check_name(name))]
+    if not all(map(is_name, words)):
         raise RemoterError(
             f"`{source}` is no name, and what it gives needs one",
             hints=f"`%{magic} {source} --as NAME`",
             id="usage",
         )
-    return [(word, _objects.check_name(word)) for word in words]
+    return [(word, check_name(word)) for word in words]
 
 
 def _is_name(text: str) -> bool:
@@ -401,7 +421,7 @@ class Cell:
                 sys.stdout.write(event.text or "")
             case "stderr":
                 sys.stderr.write(event.text or "")
-            case "result" | "display":
+            case "result" | "display" if not event.printed:
                 self._show_value(event)
             case "gap":
                 _say("-- part of the output is no longer kept")

@@ -39,15 +39,17 @@ class Pushed:
         name: its name there.
         text: what it is, as `ndarray (3, 2) float64, 48 bytes`.
         replaced: what had the name before; None if it was free.
+        warnings: what of it the session's language could not hold.
     """
 
     name: str
     text: str
     replaced: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         replaced = f"; replaced {self.replaced}" if self.replaced else ""
-        return f"{self.name}: {self.text}{replaced}"
+        return "\n".join([f"{self.name}: {self.text}{replaced}", *self.warnings])
 
     __repr__ = __str__
 
@@ -207,19 +209,20 @@ def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: st
     question = {"name": name, "tree": packed.tree, "sizes": sizes, "overwrite": overwrite}
     carrier.total(sum(sizes))
     if sum(sizes) <= INLINE:
-        return _pushed(carrier.step("push", {**question, "inline": b"".join(packed.buffers)}), packed)
+        return pushed(carrier.step("push", {**question, "inline": b"".join(packed.buffers)}), packed.text)
     while True:
         carrier.step("push", question)
         try:
-            return _pushed(carrier.send(MemorySource(packed.buffers), transfer=carrier.id), packed)
+            return pushed(carrier.send(MemorySource(packed.buffers), transfer=carrier.id), packed.text)
         except Forgotten:
             carrier.note("starting over: the server was started again")
 
 
-def _pushed(answer: dict[str, Any], packed: Packed) -> Pushed:
+def pushed(answer: dict[str, Any], text: str, warnings: list[str] = []) -> Pushed:  # noqa: B006 - it is only read
+    """What the session has made of it."""
     bound: Bound = as_step(answer, Bound)
     replaced = printable(bound.replaced) if bound.replaced is not None else None
-    return Pushed(printable(bound.name), packed.text, replaced)
+    return Pushed(printable(bound.name), text, replaced, tuple(warnings))
 
 
 def _check_versions(packed: Packed, carrier: Carrier, python: str) -> None:

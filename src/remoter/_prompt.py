@@ -16,23 +16,22 @@ import contextlib
 import os
 import signal
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _verbs
+from . import _rverbs, _verbs
 from ._calls import Calls, Leave
 from ._config import state_directory
 from ._errors import ConnectError, RemoterError, render
+from ._language import Language, Side
 from ._messages import Event, RunId
 from ._paper import News, Paper, Silence, columns, duration, label
 from ._pictures import Album, picture_in
 from ._plain import Face, PlainFace, has_terminal, is_piped
 from ._questions import SshQuestions
-from ._verbs import LocalSide, Piece
 from ._visits import HISTORY_LIMIT, Left, Presence, last_visit, read_until, remember_visit
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
 
 REPEAT = 2.0  # seconds in which another Ctrl-C is about the same thing
 PATIENCE = 1.0  # seconds that a command may wait for its turn before we say for what
+
+LANGUAGES: dict[str, Language] = {"python": _verbs, "r": _rverbs}
 
 
 # --- the prompt -------------------------------------------------------------------------------
@@ -73,15 +74,17 @@ class Prompt:
         self.info: dict[str, Any] = session._query("info")
         self.host = str(self.info.get("host") or "?").split(".")[0]
         self.is_here = self.session._is_here
-        self.language = str(self.info.get("lang") or "python")
+        self.language: Language = LANGUAGES.get(str(self.info.get("lang")), _verbs)
         self.color = "NO_COLOR" not in os.environ
-        self.local = LocalSide(namespace, self.write_local)
+        self.local: Side = self._make_side(namespace)
+        self._is_side_private = namespace is None
         self._text = prompt
         # What is followed, and what it asks.
         self.following: RunId | None = None
         self.label = ""
         self.left: Left | None = None
         self.done: dict[str, Any] | None = None
+        self.told_of_exit = False
         self.queue = Queue(self)
         self.asks: dict[tuple[RunId, int], Event] = {}
         # Ctrl-C: how often, when last, and whether anything has happened since.
@@ -100,6 +103,15 @@ class Prompt:
         self.calls = Calls(self)
         self.face: Face = self._make_face()
 
+    def _make_side(self, namespace: dict[str, Any] | None) -> Side:
+        """This side: the caller's own names, or R for an R session where R is, or private names."""
+        if namespace is None and self.language.NAME == "R":
+            from ._rside import RSide, is_r_here
+
+            if is_r_here():
+                return RSide(self.write_local, self.say_now, self._ask_here, self._show_here)
+        return _verbs.LocalSide(namespace, self.write_local, self.language)
+
     def _make_face(self) -> Face:
         text = self._prompt_text()
         if not has_terminal():
@@ -115,7 +127,7 @@ class Prompt:
             link=lambda: self.ssh_questions.hint() or self.silence.text(),
             hint=self.say,
         )
-        history = state_directory() / f"history-{self.language}"
+        history = state_directory() / f"history-{self.language.NAME.lower()}"
         editor = Editor(text, wiring, history=history, language=self.language, color=self.color)
         self.news.listeners.append(editor.wake)
         return editor
@@ -170,13 +182,12 @@ class Prompt:
 
     def execute(self, code: str) -> None:
         """Run what was typed, stretch by stretch; after a failure the rest is not run."""
-        if code[:1].isspace():
-            code = textwrap.dedent(code)
+        code = self.language.trim(code)
         if not code.strip():
             return
-        parts = _verbs.pieces(code) if self.language == "python" else [Piece(code)]
+        parts = self.language.pieces(code)
         for index, piece in enumerate(parts):
-            if piece.verb and not self.calls.is_shadowed(piece.verb):
+            if piece.verb and not self.calls.is_shadowed(piece):
                 went_well = self.calls.do(piece)
             else:
                 went_well = self._run_remotely(piece.code)
@@ -202,6 +213,7 @@ class Prompt:
         """Be with a run until its end: write what it puts out, answer, interrupt. Says whether it went well."""
         self.following = _same(run_id)
         self.done = None
+        self.told_of_exit = False
         self.presses = self.pressed = 0
         self.queue.clear()
         try:
@@ -246,7 +258,7 @@ class Prompt:
             self.write_line(f"-- {duration(float(done['elapsed']))}")
         if done.get("status") == "cancelled":
             self.say("taken back before it had started")
-        if done.get("exit") is not None:
+        if done.get("exit") is not None and not self.told_of_exit:
             self.say(f"the code asked to exit with {done['exit']}; the session goes on")
         return bool(done.get("status", "ok") == "ok")
 
@@ -368,6 +380,8 @@ class Prompt:
 
         def note(number: int, frame: Any) -> None:
             if self.raising:
+                if sys.stdin is not None and sys.stdin.isatty():
+                    self.paper.last = "^C"  # the terminal shows it
                 raise KeyboardInterrupt
             if self.face.is_reading and self.face.press_interrupt():
                 return
@@ -442,6 +456,12 @@ class Prompt:
             self.asked_for = self.is_void = None
             self.paper.release()
 
+    def _ask_here(self, question: str, hidden: bool) -> str | None:
+        """What code on this side asks. None is end of file. Raises KeyboardInterrupt."""
+        with contextlib.suppress(EOFError):
+            return self.read_answer(question, hidden=hidden)
+        return None
+
     asked_for: RunId | None = None
     """The run whose question is being answered, or which we were asked to leave."""
 
@@ -501,8 +521,9 @@ class Prompt:
             case "result" | "display":
                 self._show_value(event)
             case "error":
-                self.paper.add_line(event.text or "")
-                if hint := _verbs.hint_about(data):
+                if not event.printed:
+                    self.paper.add_line(event.text or "")
+                if hint := self.language.hint_about(data):
                     self.say(hint)
             case "ask":
                 self._handle_ask(event)
@@ -518,6 +539,7 @@ class Prompt:
                 self.asks = {key: ask for key, ask in self.asks.items() if key[1] != data.get("id")}
             case "notice" if event.text:
                 self.say(event.text)
+                self.told_of_exit |= is_followed and data.get("about") == "exit"
                 if data.get("about") == "ended":
                     self.ended = event.text
             case "died":
@@ -543,15 +565,17 @@ class Prompt:
 
     def _show_value(self, event: Event) -> None:
         picture = picture_in(event.data or {})
-        if picture is None:
-            if event.text:
-                self.paper.add_line(event.text)
-            return
-        page = self.album.page(*picture)
+        page = self.album.page(*picture) if picture is not None else None
         if page is not None:
             self.paper.add_line(page)
-        if event.kind == "result" and event.text:
+        if event.text and not event.printed and (picture is None or event.kind == "result"):
             self.paper.add_line(event.text)
+
+    def _show_here(self, event: Event) -> None:
+        """A plot that code on this side has drawn."""
+        self.album.start_run()
+        self._show_value(event)
+        self.paper.write()
 
     # --- the connection ----------------------------------------------------------------------
 
@@ -562,6 +586,7 @@ class Prompt:
     def _close(self) -> None:
         self._stop_watching()
         self.ssh_questions.close()
+        self.local.close()
         with contextlib.suppress(RemoterError, OSError):
             if self.last_seen:
                 remember_visit(self._visit_key(), self.last_seen, self.left)
@@ -582,18 +607,23 @@ class Prompt:
 
     def _greet(self) -> None:
         info = self.info
-        language = {"python": "Python", "r": "R"}.get(self.language, self.language)
         meaning = self.session._greeting or f"`{info.get('name')}` on {self._machine()}"
         if self.session._target.ssh is not None and self.session._target.ssh.started:
             meaning += ", started now"
         if info.get("pid"):
-            self.write_line(f"{meaning}: {language} {info.get('version')}, pid {info.get('pid')}")
-            self.write_line(f"typed lines run on {self.host}; helpc() for here")
+            self.write_line(f"{meaning}: {self.language.NAME} {info.get('version')}, pid {info.get('pid')}")
+            self.write_line(f"typed lines run on {self.host}; helpc() for here{self._told_of_side()}")
         else:
             self.write_line(f"{meaning}: it has no interpreter, that one died")
             self._say_restart()
         if not self.session.is_secure:
             self.say("this connection is NOT secure: anyone on the way can read it and send commands")
+
+    def _told_of_side(self) -> str:
+        """Which language it is here, if that is not the session's."""
+        if self.local.NAME == self.language.NAME:
+            return ""
+        return f", in {self.local.NAME}" + (": no R on this machine" if self._is_side_private else "")
 
     def _machine(self) -> str:
         return "this machine" if self.is_here else self.host
@@ -633,6 +663,11 @@ class Prompt:
     def say(self, text: str) -> None:
         """A line of ours among the session's."""
         self.paper.add_line(f"-- {text}")
+
+    def say_now(self, text: str) -> None:
+        """The same, at once: before something that takes a while."""
+        self.say(text)
+        self.paper.write()
 
     def write(self, text: str) -> None:
         self.paper.add(text)

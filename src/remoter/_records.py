@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -75,6 +76,16 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
         return not self.is_here or is_locked(Path(self.directory) / "lock")
 
 
+def private_name() -> str:
+    """A name for a session that belongs to one process, and ends with it: whoever does not name it is not shown it."""
+    return f"private-{os.urandom(4).hex()}"
+
+
+def is_private(name: str) -> bool:
+    """Whether that is such a name."""
+    return re.fullmatch(r"private-[0-9a-f]{8}", name) is not None
+
+
 def _is_file(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return stat.S_ISREG(path.lstat().st_mode)
@@ -126,10 +137,10 @@ def read_record(path: Path) -> Record:
 
 
 def records(wanted: str | None = None) -> Iterator[Record]:
-    """The connection records of all live sessions of this user; stale ones are removed.
+    """The connection records of all live sessions of this user but private ones; stale ones are removed.
 
     A file that cannot be trusted is left out, with a warning; but if it is that of the session
-    `wanted` on this machine, it is refused.
+    `wanted` on this machine, it is refused. That session is also given if it is private.
 
     Raises:
         RemoterError: the connection file of `wanted` is damaged, or open to others.
@@ -146,7 +157,8 @@ def records(wanted: str | None = None) -> Iterator[Record]:
             warn(f"left out: {error.message}{cause}; {error.hints[0]}")
             continue
         if record.is_alive:
-            yield record
+            if record.name == wanted or not is_private(record.name):
+                yield record
         else:
             with contextlib.suppress(OSError):  # nobody may write there now
                 path.unlink()

@@ -20,12 +20,20 @@ FIRST_SESSION = "main"
 
 @dataclass(frozen=True)
 class Saved:
-    """What a name stands for; `prelude`, `lang` and `python` are for a session that is started there."""
+    """What a name stands for: an address, and how a session is started there.
+
+    `lang` is the language that a session there is to have, whether it is started or runs.
+    """
 
     address: Address
     prelude: str | None = None
     lang: str | None = None
     python: str | None = None
+    r: str | None = None
+    r_engine: str | None = None
+
+
+HOW = tuple(field.name for field in dataclasses.fields(Saved) if field.name != "address")
 
 
 def saved_names() -> dict[str, Address]:
@@ -83,12 +91,14 @@ def check_name(name: str) -> None:
 def save_name(
     name: str,
     address: Address,
-    *,
-    prelude: str | None = None,
-    lang: str | None = None,
-    python: str | None = None,
+    **how: str | None,
 ) -> Address | None:
     """Give an address a name; its key is pinned with it. Returns what else had that name before.
+
+    Args:
+        name: the name.
+        address: what it is to stand for.
+        how: how a session is started there, as in `Saved`.
 
     Raises:
         AddressError: the name is no word, or the address no host.
@@ -101,7 +111,7 @@ def save_name(
         )
     saved = read_saved()
     before = saved.get(name)
-    saved[name] = Saved(address, prelude, lang, python)
+    saved[name] = Saved(address, **how)
     _write(saved)
     return before.address if before is not None and before.address != address else None
 
@@ -127,12 +137,7 @@ def _saved(entry: dict[str, str]) -> Saved:
     if address.kind not in ("tcp", "ssh"):
         raise AddressError(f"`{address}` is no host")
     key = key_from_text(entry["key"]) if entry.get("key") else address.key
-    return Saved(
-        dataclasses.replace(address, key=key),
-        prelude=entry.get("prelude"),
-        lang=entry.get("lang"),
-        python=entry.get("python"),
-    )
+    return Saved(dataclasses.replace(address, key=key), **{field: entry.get(field) for field in HOW})
 
 
 def _write(saved: dict[str, Saved]) -> None:
@@ -143,30 +148,26 @@ def _write(saved: dict[str, Saved]) -> None:
         entry = {
             "address": str(dataclasses.replace(one.address, key=None)),
             "key": key_to_text(one.address.key) if one.address.key else None,
-            "prelude": one.prelude,
-            "lang": one.lang,
-            "python": one.python,
+            **{field: getattr(one, field) for field in HOW},
         }
         entries[name] = {key: value for key, value in entry.items() if value}
     write_private(_path(), msgspec.json.format(msgspec.json.encode(entries), indent=1))
 
 
-def find_ssh(
-    text: str | Saved | None, *, prelude: str | None = None, python: str | None = None
-) -> Saved | None:
+def find_ssh(text: str | Saved | None, **how: str | None) -> Saved | None:
     """What that address means, if it goes through ssh: as written, or saved under that name.
 
     A session of that name on this machine comes first, as everywhere.
 
     Args:
         text: the address; or what it was found to mean.
-        prelude, python: in place of what is saved.
+        how: how a session is started there, as in `Saved`, in place of what is saved.
     """
     if isinstance(text, Saved):
         return text
     address = parse(text)
     if address.kind == "ssh":
-        return Saved(address, prelude=prelude, python=python)
+        return Saved(address, **how)
     if address.kind != "word":
         return None
     from ._records import record_here
@@ -176,4 +177,4 @@ def find_ssh(
     saved = read_saved().get(address.word)
     if saved is None or saved.address.kind != "ssh":
         return None
-    return dataclasses.replace(saved, prelude=prelude or saved.prelude, python=python or saved.python)
+    return Saved(saved.address, **{field: how.get(field) or getattr(saved, field) for field in HOW})

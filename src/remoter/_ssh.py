@@ -58,13 +58,18 @@ GRACE = 0.5
 AnyChannel = TypeVar("AnyChannel", bound=Channel)
 
 
+OPTIONS = ("prelude", "python", "r", "r_engine")  # how a session is started; of no use where it runs
+
+
 class Wish(Protocol):
     """What a caller wants of a session there."""
 
     start: bool | None
     existing: bool
-    lang: str
+    lang: str | None
     python: str | None
+    r: str | None
+    r_engine: str | None
     prelude: str | None
     install: bool
     is_typed: bool
@@ -78,9 +83,10 @@ def begin(address: Address, wish: Wish) -> Ssh:
         ConnectError: there is no ssh program.
     """
     verb: Literal["find", "start"] = "find" if wish.existing or wish.start is False else "start"
-    task = Task(verb, name=address.name, lang=wish.lang, python=wish.python, prelude=wish.prelude)
-    how = {"install": wish.install, "is_typed": wish.is_typed}
-    return Ssh(address, task, ask=wish.ask_ssh, say=say_to_person, **how)
+    how = {option: getattr(wish, option) for option in OPTIONS}
+    task = Task(verb, name=address.name, lang=wish.lang or "python", only=wish.lang or "", **how)
+    asker, install, is_typed = wish.ask_ssh, wish.install, wish.is_typed
+    return Ssh(address, task, ask=asker, install=install, is_typed=is_typed, say=say_to_person)
 
 
 def say_to_person(text: str) -> None:
@@ -334,11 +340,13 @@ class Ssh:
             return self._read(channel, False, ASKED)
 
     def _choose(self, found: Found) -> Record:
+        host, only = self.address.host, self.task.only
         if found.failed:
-            raise failure(found, self.address)
+            error = failure(found, self.address)
+            error.cause = error.cause and error.cause.replace("on this machine", f"on {host}")  # said there
+            raise error
         if len(found.records) == 1:
             return found.records[0]
-        host = self.address.host
         if found.records:
             names = ", ".join(f"`{record.name}`" for record in found.records)
             first = dataclasses.replace(self.address, name=found.records[0].name)
@@ -354,14 +362,15 @@ class Ssh:
                 hints=f"`remoter ls` on {host} says which; it may be of another version",
                 id="private-file",
             )
-        named = f"session `{self.address.name}`" if self.address.name else "session"
+        kind, option = (f"{only.capitalize()} session", f" --lang {only}") if only else ("session", "")
+        named = f"session `{self.address.name}`" if self.address.name else kind
         raise ConnectError(
             f"no {named} runs on {host}",
             cause=self._elsewhere(found),
             hints=[
                 f"`remoter client ssh://{there}/{name}` reaches `{name}`" for there, name in found.others[:3]
             ]
-            + [f"`remoter client {self.address}` would start one"],
+            + [f"`remoter client {self.address}{option}` would start one"],
             id="no-session",
         )
 
@@ -381,13 +390,9 @@ class Ssh:
             if elsewhere := self._elsewhere(found):
                 self.say(f"started `{self.record.name}` on {found.host}; {elsewhere}")
         elif self.task.verb == "start" and self.is_typed:
-            unused = [
-                option
-                for option, value in (("prelude", self.task.prelude), ("python", self.task.python))
-                if value
-            ]
+            unused = [option for option in OPTIONS if getattr(self.task, option)]
             if unused:
-                words = " and ".join(f"`--{option}`" for option in unused)
+                words = " and ".join(f"`--{option.replace('_', '-')}`" for option in unused)
                 self.say(f"`{self.record.name}` runs already: {words} not used")
 
     def _settle(self, master: Master, record: Record) -> None:

@@ -166,12 +166,33 @@ class TreeDone(_Step):
     problems: list[str]
 
 
+class FileHere(msgspec.Struct):
+    """An open file of the server, for a client on the same machine: which process has it, as which descriptor.
+
+    The object begins after `lead` bytes; `size` counts them too.
+    """
+
+    pid: int
+    descriptor: int
+    device: int
+    inode: int
+    size: Size
+    lead: int
+
+
 class ObjectOffer(_Step):
-    """An object of the session: what it is, by a tree and the sizes of its buffers; `inline` holds them if they are few."""
+    """An object of the session: what it is, by a tree and the sizes of its buffers; `inline` holds them if they are few.
+
+    With the format `r` there is no tree, but one buffer that R has serialized; `file` is where a client that
+    asked for that finds it.
+    """
 
     tree: str
     sizes: list[Size]
     inline: bytes | None = None
+    format: Literal["", "r"] = ""
+    type: str = ""
+    file: FileHere | None = None
 
 
 class Bound(_Step):
@@ -190,6 +211,7 @@ class Found(_Step):
 
 
 STEPS = (
+    FileHere,
     ObjectOffer,
     Bound,
     Found,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
-import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +20,6 @@ from typing import Any
 
 from . import __version__
 from ._address import DEFAULT_PORT, Address, through_ssh
-from ._answer import told
 from ._config import host_name, record_path
 from ._connection import Place
 from ._errors import (
@@ -40,7 +37,8 @@ from ._records import Record, read_record, record_here, records, restore_records
 from ._run import AskPerson, ask_at_terminal, is_person_here
 from ._saved import read_saved
 from ._security import INSECURE_KEYS, KeyPair, Pins, client_keys, fingerprint, new_keys
-from ._ssh import Ssh, begin
+from ._ssh import OPTIONS, Ssh, begin
+from ._start import start
 
 GUESSES = 3
 AFTER_LOGIN = 5.0
@@ -98,6 +96,10 @@ class Target:
             return _locate_through(self.ssh)  # to the session's door, which tells them apart
         return lambda: _for_data(self.locate())
 
+    def is_near(self) -> bool:
+        """Whether the server is a process of this machine that we reach by its own socket."""
+        return self.ssh is None and self.is_here and self.locate().socket is not None
+
     def other_protocol(self, error: VersionError) -> VersionError:
         """The error of a session that speaks another protocol, with what mends it where ssh leads."""
         record = self.ssh.record if self.ssh is not None else None
@@ -138,8 +140,11 @@ class Wish:
     password: str | None = None
     secure: bool = True
     start: bool | None = None  # None: through ssh, but not here
-    lang: str = "python"
+    lang: str | None = None  # of a session that runs, too; None: any, and Python for one that is started
+    lang_from: str = ""  # what asks for it
     python: str | None = None
+    r: str | None = None
+    r_engine: str | None = None
     deadline: float = float("inf")
     ask: AskPerson | None = None
     existing: bool = False  # no hint how to start a session: one that runs is meant
@@ -180,13 +185,18 @@ def find(address: Address, wish: Wish) -> Target:
     if (saved := read_saved().get(address.word)) is not None:
         greeting = f"saved name `{address.word}`, which is {saved.address}"
         if saved.address.kind == "ssh":
-            wish.is_typed = bool(wish.prelude or wish.python)
-            wish.prelude = wish.prelude or saved.prelude
-            wish.python = wish.python or saved.python
+            wish.is_typed = any(getattr(wish, option) for option in OPTIONS)
+            if wish.lang is None and saved.lang is not None:
+                wish.lang, wish.lang_from = (
+                    saved.lang,
+                    f"`{address.word}` is saved with `--lang {saved.lang}`",
+                )
+            for option in OPTIONS:
+                setattr(wish, option, getattr(wish, option) or getattr(saved, option))
             return _through_ssh(saved.address, wish, greeting, address)
         return _host(saved.address, wish, greeting, label=address.word, again=address)
     if wish.start:
-        return _session(_start(wish, address.word), wish)
+        return _session(start(wish, address.word), wish)
     return _word_as_host(address, wish)
 
 
@@ -222,7 +232,10 @@ def _label() -> str:
 
 def _only_session(wish: Wish) -> Target:
     restore_records()
-    here = [record for record in records() if record.is_here]
+    all_here = [record for record in records() if record.is_here]
+    here = [record for record in all_here if wish.lang in (None, record.lang)]
+    if not here and len(all_here) == 1 and not wish.start:
+        here = all_here  # `other_language` says what it is
     if len(here) == 1:
         return _session(here[0], wish)
     if here:
@@ -236,10 +249,13 @@ def _only_session(wish: Wish) -> Target:
             id="several",
         )
     if wish.start:
-        return _session(_start(wish, None), wish)
+        return _session(start(wish, None), wish)
+    kind, option = (
+        (f"{wish.lang.capitalize()} session", f" --lang {wish.lang}") if wish.lang else ("session", "")
+    )
     raise ConnectError(
-        "no session runs on this machine",
-        hints=["`remoter server` starts one"]
+        f"no {kind} runs on this machine",
+        hints=[f"`remoter server{option}` starts one"]
         + ([] if wish.existing else ["or start it with the connection: `remoter.connect(start=True)`"]),
         id="no-session",
     )
@@ -311,44 +327,6 @@ def _place(record: Record) -> Place:
     if listen in ("", "0.0.0.0", "::", "*"):  # noqa: S104 - compared, not bound
         listen = "127.0.0.1" if record.is_here else record.host
     return Place(keys, record.server_public, path, listen, record.port)
-
-
-def _start(wish: Wish, name: str | None) -> Record:
-    """Start a session here and wait for it."""
-    command = [sys.executable, "-m", "remoter", "server", "--background", "--json"]
-    command += ["--name", name] if name else []
-    command += ["--lang", wish.lang] if wish.lang != "python" else []
-    command += ["--python", wish.python] if wish.python else []
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=wish.remaining,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ConnectError("no session could be started in time", hints="give a longer timeout") from None
-    try:
-        said = json.loads(done.stdout)
-        started = str(said["name"] if "name" in said else said["record"]["name"])
-    except (ValueError, KeyError, TypeError):
-        raise _not_started(done.stderr or done.stdout, done.returncode) from None
-    for record in records():
-        if record.is_here and record.name == started:
-            return record
-    raise ConnectError(f"session `{started}` was started and has ended again")
-
-
-def _not_started(said: str, code: int) -> ConnectError:
-    """What `remoter server` said of its failure, as an error of ours."""
-    causes, hints = told(said.strip().splitlines())
-    return ConnectError(
-        "no session could be started on this machine",
-        cause=": ".join(causes) or f"exit code {code}",
-        hints=hints or "`remoter server` shows what happens",
-    )
 
 
 # --- through ssh -----------------------------------------------------------------------------

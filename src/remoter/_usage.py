@@ -40,9 +40,12 @@ EXAMPLES = """
   remoter batch ssh://big analysis.py   run a file there, live output, its exit code
   remoter server                        a session here; then, in another terminal:
   remoter client                        a prompt on it
+  remoter server --lang r               the same with R
 """
 
 LONGEST_CAUSE = 300  # characters
+LANGUAGES = {".py": "python", ".R": "r", ".r": "r"}
+"""What the end of a script's name says."""
 
 AS_TYPED = {  # what errors name as Python spells it, and how the command line does
     "`secure=False` (`--insecure`)": "`--insecure`",
@@ -144,8 +147,9 @@ class Target:
     Args:
         start: whether one is started if none runs; None: only through ssh.
         existing: the command is for a session that runs, and never starts one.
-        prelude, lang, python, install: for a session that is started; what is None, a saved name may say.
-            The prelude also for whatever else runs there.
+        lang: the language of the session, whether it is started or runs; None: any.
+        prelude, python, r, r_engine, install: for a session that is started; what is None, a saved name
+            may say. The prelude also for whatever else runs there.
     """
 
     ask_ssh: Callable[[str, bool], str | None] | None = None  # at a terminal, ssh itself asks
@@ -161,6 +165,8 @@ class Target:
         prelude: str | None = None,
         lang: str | None = None,
         python: str | None = None,
+        r: str | None = None,
+        r_engine: str | None = None,
         install: bool = False,
     ) -> None:
         self.address = address
@@ -169,8 +175,10 @@ class Target:
         self.existing = existing
         self.start = False if existing else start
         self.prelude, self.python, self.install = prelude, python, install
-        self.lang = lang or "python"
-        self.is_typed = bool(prelude or python)  # not only saved: then it is news where it is not used
+        self.r, self.r_engine = r, r_engine
+        self.lang, self.lang_from = lang, f"`--lang {lang}`" if lang else ""
+        # Not only saved: then it is news where it is not used.
+        self.is_typed = any((prelude, python, r, r_engine))
         self._ssh: Ssh | None = None
 
     @cached_property
@@ -180,7 +188,12 @@ class Target:
             return None
         from ._saved import find_ssh
 
-        return find_ssh(self.address, prelude=self.prelude, python=self.python)
+        return find_ssh(self.address, **self._how)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        """How a session is started there, as it may be saved."""
+        return {name: getattr(self, name) for name in ("prelude", "lang", "python", "r", "r_engine")}
 
     def __enter__(self) -> Target:
         """Start to log in through ssh: what else takes long may be done meanwhile."""
@@ -188,7 +201,10 @@ class Target:
         if self.there is not None and self._ssh is None and self.password_file is None:
             from ._ssh import begin
 
-            self.prelude, self.python = self.there.prelude, self.there.python
+            if self.lang is None and self.there.lang is not None:
+                self.lang_from = f"what is saved as `{self.address}`"
+            for name in self._how:
+                setattr(self, name, getattr(self.there, name))
             self._ssh = begin(self.there.address, self)
         return self
 
@@ -209,9 +225,8 @@ class Target:
                 self.address,
                 password=read_password(self.password_file) if may_ask else None,
                 start=self.start,
-                lang=self.lang,
-                python=self.python,
-                prelude=self.prelude,
+                **self._how,
+                lang_from=self.lang_from,
                 install=self.install,
                 secure=self.secure,
                 timeout=timeout,
@@ -247,20 +262,24 @@ class Target:
             if address.kind == "tcp" and address.key is None and session.is_secure:
                 address = replace(address, key=session._target.locate().server_public)
             saved = read_saved().get(address.word) or Saved(address)
-        before = save_name(
-            name,
-            saved.address,
-            prelude=saved.prelude,
-            lang=saved.lang,
-            python=self.python or saved.python,
-        )
+        how = {field: text or getattr(saved, field) for field, text in self._how.items()}
+        before = save_name(name, saved.address, **how)
         instead = f" in place of {before}" if before else ""
         tell(f"-- saved as `{name}`{instead}: remoter client {name}")
 
+    def look_at(self, file: str) -> None:
+        """What a script is called tells in which language it is, unless that was typed."""
+        lang = LANGUAGES.get(os.path.splitext(file)[1])  # noqa: PTH122 - pathlib takes time
+        if self.lang is None and lang is not None:
+            self.lang, self.lang_from = lang, f"the name of `{os.path.basename(file)}`"  # noqa: PTH119
+
     def check(self) -> None:
-        """Refuse what is for ssh where none is meant."""
-        for option, value in [("--prelude", self.prelude), ("--install", self.install)]:
-            if value and self.there is None:
+        """Refuse what is for ssh where none is meant, and for R where R is not."""
+        for option, value in [("--r", self.r), ("--r-engine", self.r_engine)]:
+            if value and (self.there.lang if self.there else self.lang) != "r":
+                raise Usage(f"`{option}` is for R sessions", "add `--lang r`")
+        for option, is_given in [("--prelude", bool(self.prelude)), ("--install", self.install)]:
+            if is_given and self.there is None:
                 raise only_through_ssh(option, self.address)
 
 
@@ -309,7 +328,7 @@ def reaching(
 
 def _how_to_start(options: dict[str, Any]) -> dict[str, Any]:
     """Take out of the options what says how a session is started."""
-    how = {name: options.pop(name) for name in ("lang", "python", "install")}
+    how = {name: options.pop(name) for name in ("lang", "python", "r", "r_engine", "install")}
     start, no_start = options.pop("start"), options.pop("no_start")
     if start and no_start:
         raise Usage("`--start` and `--no-start` exclude each other", "leave one of them out")
@@ -327,10 +346,19 @@ insecure_option = click.option(
 prelude_option = click.option(
     "--prelude", metavar="TEXT", help="Shell text to run there first: `module load python`."
 )
+r_engine_option = click.option(
+    "--r-engine",
+    type=click.Choice(["auto", "embed", "pipe"]),
+    help="How R is run: inside of a Python, or as a program at the end of pipes.",
+)
 STARTING = (
     click.option("--install", is_flag=True, help="Put remoter there, through ssh, if it is missing."),
+    r_engine_option,
+    click.option("--r", metavar="PATH", help="The R of a session that is started: that on PATH there."),
     click.option("--python", metavar="PATH", help="The interpreter of a session that is started."),
-    click.option("--lang", type=click.Choice(["python"]), help="The language of a session that is started."),
+    click.option(
+        "--lang", type=click.Choice(["python", "r"]), help="The session's language: any, or Python."
+    ),
     click.option("--no-start", is_flag=True, help="Start none, also not through ssh."),
     click.option("--start", is_flag=True, help="Start a session if none runs: also here."),
 )

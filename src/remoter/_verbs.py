@@ -1,4 +1,6 @@
-"""The prompt's own calls: recognising them and doing the local ones; on the client's machine, in the prompt's process.
+"""The prompt's own calls in Python, and Python on this side; on the client's machine, in the prompt's process.
+
+What a `Language` has to have is in `_language`.
 
 Everything typed runs in the session, except these calls, and those only where they stand as
 statements of their own at top level. They are found by parsing, never by how a line starts,
@@ -10,8 +12,8 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import dataclasses
 import fnmatch
-import io
 import re
 import sys
 import textwrap
@@ -20,19 +22,42 @@ import types
 import warnings
 from codeop import compile_command
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ._errors import RemoterError, render
+from ._errors import RemoterError
+from ._language import (
+    CARRYING,
+    FILE_OPTIONS,
+    LEAVING,
+    Cargo,
+    Language,
+    Marked,
+    Piece,
+    already_here,
+    attempt,
+    bind,
+    stands_alone,
+)
 from ._paper import label
+from ._run import AskPerson
 
-LEAVING = ("exit", "quit")
-CARRYING = ("s2c", "c2s", "sendfile", "recvfile")
+if TYPE_CHECKING:
+    from ._client import Session
+
 VERBS = (*CARRYING, "lsc", "rmc", "evalc", "is_secure", "showlog", "helpc", "shutdown", *LEAVING)
 """The calls that the prompt does itself."""
 
-MARK = "here| "
-"""Stands before each line that this machine put out, so that nobody takes it for the session's."""
+NAME = "Python"
+INDENT = 4
+CLOSERS = ""
+SHORTCUTS: dict[tuple[str, ...], str] = {}
+ENDS_BLOCKS = True
+WORD = r"\w*"
+FORGET = "del {}"
+TRUTH = ("False", "True")
+
+MOST_TYPED = 200  # lines; more at once are a program's
+_CLAUSE = re.compile(r"(else|elif|except|finally)\b")
 
 HELP = """\
 typed lines run on {host}; these calls are done here:
@@ -54,14 +79,28 @@ keys:
   Ctrl-C clears the line, interrupts the running command, stops a transfer"""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of what was typed: code for the session, or one of our calls."""
+def lexer() -> Any:
+    """What colours Python code."""
+    from pygments.lexers.python import PythonLexer
 
-    code: str
-    verb: str | None = None
-    arguments: tuple[ast.expr, ...] = ()
-    keywords: tuple[ast.keyword, ...] = ()
+    return PythonLexer
+
+
+def trim(code: str) -> str:
+    """Code that was typed with an indent, without it."""
+    return textwrap.dedent(code) if code[:1].isspace() else code
+
+
+def shadows(piece: Piece, variable: dict[str, Any]) -> bool:
+    """Whether that variable of the call's name is the user's own: not what IPython calls `exit`."""
+    return variable.get("type") not in ("Quitter", "ExitAutocall", "ZMQExitAutocall")
+
+
+def check_name(name: str) -> str:
+    """The name as `push` takes it. Raises TransferError: none can have it."""
+    from ._objects import check_name
+
+    return check_name(name)
 
 
 def pieces(code: str) -> list[Piece]:
@@ -159,6 +198,37 @@ def _next_indent(code: str) -> str:
     return indent
 
 
+def split(text: str) -> list[str]:
+    """Lines, cut where a prompt would have run what was entered so far; together they are the text."""
+    lines = [f"{line}\n" for line in text.removesuffix("\n").split("\n")]
+    if len(lines) > MOST_TYPED:
+        return [text]
+    pieces, current = [], ""
+    for index, line in enumerate(lines):
+        current += line
+        rest = lines[index + 1 :]
+        after = next((each for each in rest if each.split("#")[0].strip()), None)
+        if after is None:
+            break
+        is_block = "\n" in current[:-1]  # its blank lines stay with it
+        if _is_whole(current, after) and not (is_block and not rest[0].strip()):
+            pieces.append(current)
+            current = ""
+    return [*pieces, text[sum(map(len, pieces)) :]]
+
+
+def _is_whole(code: str, after: str) -> bool:
+    """Whether code ends before the line `after`."""
+    code = code.rstrip("\n")
+    if not code.strip():
+        return True
+    if code.startswith("%%") or code.endswith("\\") or _CLAUSE.match(after):
+        return False
+    if "\n" not in code and judge(code)[0] == "complete":
+        return True
+    return not after[:1].isspace() and judge(code + "\n")[0] != "incomplete"
+
+
 def ends_session(piece: Piece) -> bool:
     """Whether this leaving call means to end the session too: `shutdown()`, `exit(client_only=False)`.
 
@@ -177,7 +247,7 @@ def ends_session(piece: Piece) -> bool:
             hints=f"`{piece.verb}()` leaves and the session goes on; `shutdown()` ends it",
             id="arguments",
         )
-    if piece.keywords and not isinstance(values[0].value, bool):  # type: ignore[attr-defined]
+    if piece.keywords and not isinstance(values[0].value, bool):
         raise RemoterError("`client_only` is True or False", id="arguments")
     return any(isinstance(value, ast.Constant) and value.value is False for value in values)
 
@@ -187,28 +257,10 @@ def hint_about(error: dict[str, Any]) -> str | None:
     found = re.search(r"name '(\w+)' is not defined", str(error.get("value") or ""))
     if error.get("name") != "NameError" or not found or found[1] not in VERBS:
         return None
-    return (
-        f"hint: `{found[1]}()` is a call of this prompt; it works only as a statement of its own, "
-        "not inside other code"
-    )
+    return stands_alone(found[1])
 
 
 # --- what a call is to carry -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cargo:
-    """An object that `s2c` or `c2s` carries.
-
-    Attributes:
-        source: the typed expression, to be evaluated on the side that has it.
-        name: what it is to be called on the other side.
-        overwrite: whether an object of that name may be replaced.
-    """
-
-    source: ast.expr
-    name: str
-    overwrite: bool = True
 
 
 def cargo(piece: Piece) -> Cargo:
@@ -237,17 +289,8 @@ def cargo(piece: Piece) -> Cargo:
             hints=f'`{verb}({label(shown)}, "NAME")`',
             id="arguments",
         )
-    return Cargo(source, name, _flag(verb, "overwrite", given.get("overwrite"), True))
-
-
-FILE_OPTIONS: dict[str, type] = {
-    "overwrite": bool,
-    "update": bool,
-    "resume": bool,
-    "symlinks": str,
-    "compress": bool,
-}
-"""What `sendfile` and `recvfile` take beside the two paths, as `Session.upload` does."""
+    overwrite = _flag(verb, "overwrite", given.get("overwrite"), True)
+    return Cargo(source, name, overwrite, ast.unparse(source), isinstance(source, ast.Name))
 
 
 def paths(piece: Piece) -> tuple[str, str | None, dict[str, Any]]:
@@ -271,6 +314,46 @@ def paths(piece: Piece) -> tuple[str, str | None, dict[str, Any]]:
     return path, None if to is None else _text(verb, "to", to, usage), options
 
 
+def listing(piece: Piece) -> tuple[str | None, bool]:
+    """What `lsc(pattern, all_names)` is to list."""
+    given = _bound(piece, ("pattern", "all_names"), ())
+    values = {name: _literal(node, "lsc") for name, node in given.items()}
+    pattern = values.get("pattern")
+    return str(pattern) if pattern else None, bool(values.get("all_names"))
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the name is one of the pattern, as of files."""
+    return fnmatch.fnmatch(name, pattern)
+
+
+def removal(piece: Piece) -> list[str]:
+    """What `rmc(x, "y", list=["z"])` is to remove."""
+    names = []
+    for argument in [*piece.arguments, *(k.value for k in piece.keywords if k.arg == "list")]:
+        if isinstance(argument, ast.Name):
+            names.append(argument.id)
+            continue
+        value = _literal(argument, "rmc")
+        names += [value] if isinstance(value, str) else [str(name) for name in value]
+    return names
+
+
+def evaluation(piece: Piece) -> str:
+    """The code of `evalc(expression)`, `evalc("statements")`, `evalc(name=expression)`."""
+    parts = [
+        textwrap.dedent(argument.value)
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+        else f"({ast.unparse(argument)})"
+        for argument in piece.arguments
+    ]
+    for keyword in piece.keywords:
+        if keyword.arg is None:
+            raise RemoterError("`evalc` takes an expression, statements as text, or name=expression")
+        parts.append(f"{keyword.arg} = {ast.unparse(keyword.value)}")
+    return "\n".join(parts)
+
+
 def _bound(piece: Piece, by_place: tuple[str, ...], by_name: tuple[str, ...]) -> dict[str, ast.expr]:
     """The arguments of a call by their names, as Python would bind them."""
     verb = piece.verb
@@ -278,24 +361,8 @@ def _bound(piece: Piece, by_place: tuple[str, ...], by_name: tuple[str, ...]) ->
         k.arg for k in piece.keywords
     ):
         raise RemoterError(f"`{verb}` takes no `*` and no `**`", id="arguments")
-    if len(piece.arguments) > len(by_place):
-        raise RemoterError(
-            f"`{verb}` takes {len(by_place)} arguments, not {len(piece.arguments)}",
-            hints=f"by name it takes `{'=`, `'.join(by_name)}=`",
-            id="arguments",
-        )
-    given = dict(zip(by_place, piece.arguments, strict=False))
-    for keyword in piece.keywords:
-        if keyword.arg not in (*by_place, *by_name):
-            raise RemoterError(
-                f"`{verb}` has no argument `{keyword.arg}`",
-                hints=f"it has `{'`, `'.join((*by_place, *by_name))}`",
-                id="arguments",
-            )
-        if keyword.arg in given:
-            raise RemoterError(f"`{verb}` is given `{keyword.arg}` twice", id="arguments")
-        given[keyword.arg] = keyword.value
-    return given
+    keywords = [(str(keyword.arg), keyword.value) for keyword in piece.keywords]
+    return bind(str(verb), piece.arguments, keywords, by_place, by_name)
 
 
 def _expression(text: str) -> ast.expr:
@@ -327,37 +394,29 @@ def _flag(verb: str, name: str, node: ast.expr | None, default: bool) -> bool:
 # --- this side ---------------------------------------------------------------------------------
 
 
-class Marked(io.TextIOBase):
-    """A stream that passes text on with the mark before each line."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._line = ""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        *lines, self._line = (self._line + text).split("\n")
-        if lines:
-            self._write("".join(f"{MARK}{line}\n" for line in lines))
-        return len(text)
-
-    def finish(self) -> None:
-        """Ends a line that is not ended."""
-        if self._line:
-            self.write("\n")
-
-
 class LocalSide:
-    """The names on this side of the prompt, and what may be done with them there."""
+    """The names on this side of the prompt, and what may be done with them there: Python, in this process.
 
-    def __init__(self, namespace: dict[str, Any] | None, write: Callable[[str], None]) -> None:
+    Args:
+        namespace: the names; None: new ones.
+        write: puts out marked text.
+        spelling: how the calls are spelled; None: as in Python.
+    """
+
+    NAME = "Python"
+
+    def __init__(
+        self,
+        namespace: dict[str, Any] | None,
+        write: Callable[[str], None],
+        spelling: Language | None = None,
+    ) -> None:
         if namespace is None:
             namespace = {"__name__": "__main__"}
         self.namespace = namespace
         self.namespace.setdefault("__builtins__", builtins)
         self._write = write
+        self._spelling: Any = spelling or sys.modules[__name__]
 
     def do(self, piece: Piece) -> bool:
         """Do `lsc`, `rmc` or `evalc`. A failure is shown and stays here; says whether it went well."""
@@ -371,45 +430,51 @@ class LocalSide:
 
     def attempt(self, action: Callable[[Marked], None]) -> bool:
         """Do something here that may fail. A failure is shown and stays here; says whether it went well."""
-        stream = Marked(self._write)
-        try:
-            action(stream)
-        except RemoterError as error:
-            stream.finish()
-            stream.write(render(error) + "\n")
-            return False
-        except KeyboardInterrupt:
-            stream.finish()
-            stream.write("KeyboardInterrupt\n")
-            return False
-        except BaseException as error:  # also SystemExit: what runs here never ends the prompt
-            stream.finish()
-            stream.write(_local_traceback(error))
-            return False
-        finally:
-            stream.finish()
-        return True
+        return attempt(self._write, action, _local_traceback)
+
+    def expect(self, cargo: Cargo) -> Cargo:
+        """What is to be brought here, under a name that it may have. Raises RemoterError: it has none."""
+        from ._values import describe
+
+        name = check_name(cargo.name)
+        if name in self.namespace and not cargo.overwrite:
+            raise already_here(name, describe(self.namespace[name]))
+        return dataclasses.replace(cargo, name=name)
+
+    def bring(self, session: Session, cargo: Cargo, transfer: str, ask: AskPerson, stream: Marked) -> None:
+        """Get it from the session. Who sits here is asked whether a pickle may be opened."""
+        from ._values import describe, size_in_words
+
+        value, size = session._crossing.pull_asking(transfer, cargo.text, ask, is_name=cargo.is_name)
+        name, names = cargo.name, self.namespace
+        replaced = f"; replaced {describe(names[name])}" if name in names else ""
+        names[name] = value  # only now: what is cut off on the way changes nothing here
+        # What has no bytes beside its description is too small to tell.
+        sized = f", {size_in_words(size)}" if size else ""
+        stream.write(f"{name}: {describe(value)}{sized}{replaced}\n")
+
+    def send(self, session: Session, cargo: Cargo, stream: Marked) -> None:
+        """Give its value to the session."""
+        source = cargo.source if isinstance(cargo.source, ast.expr) else _expression(cargo.text)
+        value = self.value(source, stream)
+        stream.write(f"{session.push(cargo.name, value, overwrite=cargo.overwrite)}\n")
+
+    def close(self) -> None:
+        """The names are the caller's."""
 
     def _list(self, stream: Marked, piece: Piece) -> None:
-        options = _literals(piece, "pattern", "all_names")
-        pattern = options.get("pattern")
+        pattern, is_all = self._spelling.listing(piece)
         names = [
             name
             for name, value in sorted(self.namespace.items())
-            if (options.get("all_names") or not name.startswith("_"))
-            and (not pattern or fnmatch.fnmatch(name, str(pattern)))
-            and (options.get("all_names") or not isinstance(value, types.ModuleType))
+            if (is_all or not name.startswith("_"))
+            and (not pattern or self._spelling.matches(pattern, name))
+            and (is_all or not isinstance(value, types.ModuleType))
         ]
         stream.write(textwrap.fill("  ".join(names), 72) if names else "no objects here")
 
     def _remove(self, piece: Piece) -> None:
-        names = []
-        for argument in [*piece.arguments, *(k.value for k in piece.keywords if k.arg == "list")]:
-            if isinstance(argument, ast.Name):
-                names.append(argument.id)
-                continue
-            value = _literal(argument, "rmc")
-            names += [value] if isinstance(value, str) else [str(name) for name in value]
+        names = self._spelling.removal(piece)
         for name in names:
             self._check_is_here(name)
         for name in names:
@@ -420,21 +485,10 @@ class LocalSide:
             raise RemoterError(f"no object `{name}` here", hints="`lsc()` lists what is here", id="name")
 
     def _evaluate(self, stream: Marked, piece: Piece) -> None:
-        """`evalc(expression)`, `evalc("statements")`, `evalc(name=expression)`."""
-        body: list[ast.stmt] = []
-        for argument in piece.arguments:
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                body += ast.parse(textwrap.dedent(argument.value)).body
-            else:
-                body.append(ast.copy_location(ast.Expr(argument), argument))
-        for keyword in piece.keywords:
-            if keyword.arg is None:
-                raise RemoterError("`evalc` takes an expression, statements as text, or name=expression")
-            target = ast.Name(keyword.arg, ast.Store())
-            body.append(ast.Assign([target], keyword.value))
+        body = _parsed(self._spelling.evaluation(piece)).body
         last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
         with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            module = ast.fix_missing_locations(ast.Module(body, []))
+            module = ast.Module(body, [])
             exec(compile(module, "<here>", "exec"), self.namespace)  # noqa: S102 - the user typed it, for here
             if isinstance(last, ast.Expr) and (value := self._value(last.value)) is not None:
                 stream.write(repr(value) + "\n")
@@ -451,11 +505,25 @@ class LocalSide:
         return eval(compile(expression, "<here>", "eval"), self.namespace)  # noqa: S307 - the user typed it, for here
 
 
+def _parsed(code: str) -> ast.Module:
+    """Statements; or an expression that is one only between parentheses, as it stood in the call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(code, "<here>")
+        except SyntaxError:
+            with contextlib.suppress(SyntaxError):
+                return ast.parse(f"({code})", "<here>")
+            raise
+
+
 def _local_traceback(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "KeyboardInterrupt"
     frames = error.__traceback__
     while frames and frames.tb_frame.f_code.co_filename != "<here>":
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))
+    return "".join(traceback.format_exception(type(error), error, frames)).rstrip("\n")
 
 
 def _literal(node: ast.expr, verb: str) -> Any:
@@ -463,15 +531,6 @@ def _literal(node: ast.expr, verb: str) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         raise RemoterError(f"`{verb}` takes names, not `{ast.unparse(node)}`") from None
-
-
-def _literals(piece: Piece, *names: str) -> dict[str, Any]:
-    found = dict(zip(names, (_literal(node, str(piece.verb)) for node in piece.arguments), strict=False))
-    for keyword in piece.keywords:
-        if keyword.arg not in names:
-            raise RemoterError(f"`{piece.verb}` has no argument `{keyword.arg}`")
-        found[keyword.arg] = _literal(keyword.value, str(piece.verb))
-    return found
 
 
 def caller_namespace() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 # What is done on the machine that ssh leads to: finds the sessions, starts one, runs the program.
 #
 # `_bootstrap.py` sends this to the standard input of `/bin/sh` there, with the values in front:
-# nonce, verb, name, lang, python, prelude, stay, extra, and a function with_arguments that calls
-# what it is given with the arguments behind. It is evaluated twice:
+# nonce, verb, name, lang, python, r, r_engine, only, prelude, stay, extra, and a function
+# with_arguments that calls what it is given with the arguments behind. It is evaluated twice:
 #
 #   arriving    in the shell that ssh started. Finding a running session needs no more
 #   logged in   in a fresh sh below a login shell, which has run the prelude
@@ -60,7 +60,7 @@ look_for() { # VERB. Give it `record JSON` for each live session that is wanted,
         read_value host || continue
         its_host=$value
         read_value name || continue
-        [ -z "$name" ] || [ "$value" = "$name" ] || continue
+        is_meant || continue
         if [ "$its_host" != "$host" ]; then
             [ -z "$tell_others" ] || mark other "$its_host" "$value"
         elif is_alive; then
@@ -70,6 +70,24 @@ look_for() { # VERB. Give it `record JSON` for each live session that is wanted,
         fi
     done
     tell_others=
+}
+
+hex='[0-9a-f][0-9a-f]'
+
+is_meant() { # the session of $json, whose name is $value
+    if [ -n "$name" ]; then
+        [ "$value" = "$name" ]
+        return
+    fi
+    # shellcheck disable=SC2254  # it is a pattern
+    case $value in
+    private-$hex$hex$hex$hex) return 1 ;; # a program's own
+    esac
+    [ -n "$only" ] || return 0
+    its_name=$value
+    read_value lang || value=python
+    its_lang=$value value=$its_name
+    [ "$its_lang" = "$only" ]
 }
 
 read_value() { # KEY: its text in $json. Quotes inside of a text are escaped: `"KEY":` is nowhere else
@@ -292,11 +310,13 @@ start() {
     look_for mark # variables may differ here
     [ "$found" -eq 0 ] || finish 0
     find_program || miss_program
-    name=${name:-main}
+    [ -n "$name" ] || choose_name
     mark starting "$name"
     set -- server --background --json "--name=$name"
-    [ "$lang" = python ] || set -- "$@" "--lang=$lang"
+    [ "$lang:$only" = python: ] || set -- "$@" "--lang=$lang"
     [ -z "$python" ] || set -- "$@" "--python=$python"
+    [ -z "$r" ] || set -- "$@" "--r=$r"
+    [ -z "$r_engine" ] || set -- "$@" "--r-engine=$r_engine"
     for attempt in 1 2 3 4 5 6 7 8; do
         said=$(trap '' HUP && use "$@" </dev/null 2>&1 9<&-)
         code=$?
@@ -310,6 +330,14 @@ start() {
         [ "$attempt" != 1 ] || (use ls) </dev/null >/dev/null 2>&1 9<&-
     done
     fail start 1 "error: session \`$name\` runs, but its connection file is not where it should be   [start]"
+}
+
+choose_name() { # the first that no session has: one of another language may be `main`
+    name=main number=1
+    while look_for : && [ "$found" -ne 0 ]; do
+        number=$((number + 1))
+        name=main-$number
+    done
 }
 
 await_record() { # a second long
@@ -331,7 +359,29 @@ look() {
     fi
     tell_others=1
     look_for mark
+    look_for_r
     finish 0
+}
+
+look_for_r() { # last, for it may hang
+    r=$(find_path "${REMOTER_R:-R}") && home=$(in_time "$r" RHOME) && version=$(in_time "$r" --version) || return
+    case $version in
+    *'R version '*) version=${version#*R version } && version=${version%%[!0-9.]*} ;;
+    *) version=devel ;;
+    esac
+    mark r "$r" "$version"
+    mark home "$home"
+    for library in "$home/lib/libR.so" "$home/lib/libR.dylib"; do
+        [ ! -f "$library" ] || mark library "$library"
+    done
+}
+
+in_time() { # COMMAND...
+    if command -v timeout >/dev/null; then
+        timeout 5 "$@" </dev/null 2>/dev/null 9<&-
+    else
+        "$@" </dev/null 2>/dev/null 9<&-
+    fi
 }
 
 tell_others=

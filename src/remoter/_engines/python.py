@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from .._workers import python_command
 from .base import Engine
 
 
 class PythonEngine(Engine):
-    """A Python worker."""
+    """A Python worker: its threads answer questions and move objects while code runs."""
 
     lang = "python"
-
-    def command(self, worker_id: str) -> dict[str, object]:
-        """What the keeper starts: `argv`, `env`, `cwd`."""
-        wanted = self.configuration
-        command: dict[str, object] = python_command(
-            wanted.get("python"), wanted.get("runner"), str(self.directory), worker_id, wanted["cwd"]
-        )
-        return command

@@ -1,0 +1,100 @@
+"""The R engine: R on its own main loop, or at the end of pipes where that cannot be; in the server's process.
+
+R is one thread. It answers questions when it is idle and, since its worker is called wherever R
+checks for interrupts, while R code runs; but not inside one long call of C code. What a person
+waits for at a prompt is then answered from here, with what was last known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .base import Engine, WorkerEnd
+
+PATIENCE = {"variables": 1.0, "complete": 1.0, "inspect": 2.0, "is_complete": 0.5, "info": 1.0}
+"""Seconds for an answer of R itself."""
+
+SWALLOWED = 1 << 63
+"""Set in the number of an interrupt whose signal R did not get: a program that it waits for did."""
+
+
+class REngine(Engine):
+    """An R worker."""
+
+    lang = "r"
+    gives_files = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.temporary: Path | None = None
+        self.variables: list[dict[str, Any]] = []
+        self.listed = 0.0
+
+    def _first(self, connection: Any, frame: dict[str, Any], buffers: dict[str, bytes]) -> None:
+        super()._first(connection, frame, buffers)
+        if connection is self.side and isinstance(frame.get("tempdir"), str):
+            self.temporary = Path(frame["tempdir"])
+
+    def write_interrupt(self, number: int) -> None:
+        """Say which run is meant. While R waits in `system()` the signal reaches only the other program."""
+        super().write_interrupt(number | SWALLOWED if self._ignores_interrupts() else number)
+
+    def _ignores_interrupts(self) -> bool:
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:  # another system: as at R's own console, what follows `system()` goes on
+            return False
+        mask = status.partition("SigIgn:")[2].split(None, 1)[0]
+        return bool(int(mask, 16) & 1 << 1)
+
+    def query(self, question: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
+        """Ask R; what it does not answer in time is answered from here."""
+        what = question["what"]
+        patience = PATIENCE.get(what)
+        if patience is None:
+            super().query(question, answered)
+            return
+        late: asyncio.TimerHandle | None = None
+
+        def answer(frame: dict[str, Any]) -> None:
+            nonlocal late
+            if what == "variables" and "variables" in frame.get("data", {}):
+                self.variables, self.listed = frame["data"]["variables"], time.monotonic()
+            if late is not None:
+                late.cancel()
+                late = None
+                answered(frame)
+
+        def give_up() -> None:
+            nonlocal late
+            late = None
+            answered(self._known(what))
+
+        late = self.loop.call_later(patience, give_up)
+        super().query(question, answer)
+
+    def _known(self, what: str) -> dict[str, Any]:
+        """What can be said without R."""
+        if what == "variables" and self.listed:
+            age = time.monotonic() - self.listed
+            return {"data": {"variables": [{**variable, "age": age} for variable in self.variables]}}
+        if what == "complete":
+            return {"data": {"matches": [], "types": [], "start": 0, "end": 0}}
+        if what == "is_complete":
+            return {"data": {"status": ""}}
+        if what == "info":
+            return {"data": {}}
+        return {"error": "R is inside a long call and does not answer; ask again when it has ended"}
+
+    def has_ended(self, end: WorkerEnd) -> None:
+        """The process is gone: nor is its temporary folder needed, which R, if it was killed, has left."""
+        if not self.ended and self.temporary is not None and self.temporary.name.startswith("Rtmp"):
+            with contextlib.suppress(RuntimeError):
+                self.loop.run_in_executor(None, shutil.rmtree, self.temporary, True)
+        super().has_ended(end)

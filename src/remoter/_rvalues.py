@@ -1,0 +1,232 @@
+"""What R's values are in Python, and back; on the client.
+
+| R | Python | and with attributes |
+|---|---|---|
+| NULL | None | |
+| one TRUE, 1L, 1.5, 1i, "a" | bool, int, float, complex, str | |
+| one that is missing | array of one, masked or of None; `NA_real_` a float that is no number | |
+| raw | bytes | |
+| logical, integer | numpy array; a masked one where some are missing | RVector |
+| double, complex | numpy array over the memory that came; NA and NaN stay apart | RVector |
+| character | numpy array of str and None; `bytes` for texts that R marked so | RVector |
+| vector with names | pandas Series | RVector |
+| matrix, array | numpy array in R's order of memory; masked where some are missing | RArray |
+| factor | pandas Categorical | Series with names, else RVector |
+| one Date, POSIXct, difftime | date, datetime with its zone, timedelta | |
+| more Dates | numpy array of days: exact, and no moments of a day | RVector |
+| more POSIXct, difftime | pandas Series: numpy has no time zones | RVector |
+| list with names | dict | RDict: also where names are missing or come twice |
+| list without | RList | RList |
+| data.frame, tibble | pandas DataFrame, what else it has in `attrs["R"]` | RDict if it holds frames or matrices |
+| function, call, formula, environment, S4, pointer | RValue | |
+
+Without pandas RVector and RDict stand for its classes, without numpy RVector for arrays. All of these give the
+same value back to R, environments that are there twice included, if they go back together. `RDate`, `RDatetime` and
+`RTimedelta` are dates and spans that keep what R had beside what Python can say.
+
+| Python | R |
+|---|---|
+| list, tuple, set of bool, int, float, str, dates; None among them is missing | vector |
+| of other things, or of several kinds | list |
+| dict | list with names |
+| int | integer; a double beyond 32 bits, which says so where digits are lost |
+| Decimal, Fraction | double |
+| arrays, masked arrays, Series, Categorical, frames of pandas, polars and pyarrow | vectors, factors, data.frame |
+| numbers with 64 bits | integers if all fit, else doubles |
+| datetime without a zone | POSIXct as a clock in UTC |
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import struct
+from typing import Any
+
+from . import _rtimes
+from ._rcompact import NA_INTEGER, expand, is_installed, length_of, texts_of
+from ._rdata import (
+    CHARACTER,
+    COMPACT,
+    DOUBLE,
+    HAS_ATTRIBUTES,
+    INTEGER,
+    LIST,
+    NAMES,
+    NULL,
+    S4_OBJECT,
+    WIDTHS,
+    Node,
+    dump,
+    parse,
+)
+from ._rkinds import RDict, RList, RValue, RVector, open_plain, open_values
+from ._rtexts import refuse
+from ._rwriter import Writer
+from ._values import DEPTH, _blaming, _named
+
+
+def write(value: Any) -> tuple[list[memoryview], list[str]]:
+    """The stream of a value as R's `unserialize` reads it, as buffers, and what was lost on the way, a sentence each.
+
+    The buffers are views of the value's own memory where that can be: it must not change before they were sent.
+
+    Raises:
+        ValuesError: R has nothing like it.
+    """
+    if isinstance(value, RValue) and value.stream is not None:
+        return [memoryview(value.stream).cast("B")], []
+    with _blaming("kind", f"{_named(type(value))} does not cross to R"):
+        writer = Writer()
+        try:
+            buffers = dump(writer.node(value))
+        except RecursionError:
+            writer.refuse_depth()
+    return buffers, list(dict.fromkeys(writer.notes))
+
+
+def _beside(name: str) -> Any:
+    return importlib.import_module("." + name, __package__)
+
+
+def read(data: memoryview, format: str | None = None) -> Any:
+    """The Python value of a serialized value of R's. The memory belongs to it from then on.
+
+    Args:
+        data: all of the stream, in memory of one's own: numbers stay in it.
+        format: "pandas", "polars", "arrow", "numpy", or "raw" for an RValue whatever it is.
+
+    Raises:
+        ValuesError: it is damaged, does not fit into memory, or has no such form.
+    """
+    if format == "raw":
+        return RValue(data, node=parse(data).root)
+    with _blaming("corrupt", "what the other end says of the value makes no sense"):
+        root = parse(data, settle=True).root
+        frames = _beside("_rframes") if format is not None else None
+        if frames is not None and frames.is_frame(root) and format in ("polars", "arrow"):
+            return frames.open_frame_as(root, format, value_of)
+        value = value_of(root)
+    if frames is None:
+        return value
+    return frames.convert(value, format)
+
+
+def is_code(data: memoryview) -> bool:
+    """Whether a stream holds anything but data: what R may evaluate or run, and environments, which hold anything."""
+    return parse(data).is_code
+
+
+def value_of(node: Node, depth: int = 0) -> Any:
+    """The Python value of a node."""
+    if node.type == NULL:
+        return None
+    if node.type == COMPACT:
+        node = expand(node) or node
+    is_vector = node.type in WIDTHS or node.type in (CHARACTER, LIST)
+    if not is_vector or node.flags & S4_OBJECT or depth > DEPTH:
+        return RValue(None, node=node)
+    if node.type == LIST:
+        return _open_list(node, depth)
+    if not node.flags & HAS_ATTRIBUTES:
+        return open_plain(node)
+    return _open_vector(node, node.attributes, depth)
+
+
+def _open_list(node: Node, depth: int) -> Any:
+    attributes = node.attributes
+    classes = texts_of(attributes.get("class")) or ()
+    if "data.frame" in classes and is_installed("pandas"):
+        frame = _beside("_rframes").open_frame(node, value_of, depth)
+        if frame is not None:
+            return frame
+    names = texts_of(attributes.pop("names", None))
+    values = [value_of(item, depth + 1) for item in node.items]
+    rest = {name: value_of(value, depth + 1) for name, value in attributes.items()}
+    if names is None:
+        return RList(values, rest)
+    if len(names) != len(values):
+        refuse("a list has more names than elements, or fewer")
+    if not rest and len(set(names)) == len(names) and "" not in names and set(map(type, names)) <= {str}:
+        return dict(zip(names, values, strict=True))
+    made: dict[Any, Any] = {}
+    aside: dict[Any, Any] = {}
+    for place, (name, value) in enumerate(zip(names, values, strict=True)):
+        key = name if isinstance(name, str) and name and name not in made else place
+        if key is not name:
+            aside[key] = name
+        made[key] = value
+    return RDict(made, rest, aside)
+
+
+def _open_vector(node: Node, attributes: dict[str, Node], depth: int) -> Any:
+    """A vector with attributes."""
+    classes = texts_of(attributes.get("class"))
+    value = None
+    if classes:
+        value = _open_class(node, classes, attributes)
+    elif set(attributes) == {"names"} and is_installed("pandas"):
+        value = _beside("_rframes").open_series(node, value_of)
+    if value is None and "dim" in attributes and "names" not in attributes and is_installed("numpy"):
+        rest = {name: value_of(held, depth + 1) for name, held in attributes.items() if name != "dim"}
+        shape = _beside("_rarrays").numbers(attributes["dim"]).tolist()
+        value = _beside("_rarrays").open_matrix(node, list(map(int, shape)), rest)
+    return value if value is not None else _open_any(node, depth)
+
+
+def _open_any(node: Node, depth: int = 0) -> RVector:
+    held = {name: value_of(value, depth + 1) for name, value in node.attributes.items()}
+    return RVector(NAMES[node.type], open_values(node), held)
+
+
+def _open_class(node: Node, classes: list[Any], attributes: dict[str, Node]) -> Any:
+    """A vector with a class; None: nothing in Python is like it."""
+    is_time = classes in (["Date"], ["POSIXct", "POSIXt"], ["difftime"]) and node.type in (INTEGER, DOUBLE)
+    if is_time and length_of(node) == 1 and "names" not in attributes:
+        return _open_time(node, classes[0], attributes)
+    if classes == ["Date"] and set(attributes) == {"class"} and is_installed("numpy"):
+        return _open_dates(node)
+    if (is_time and classes != ["Date"]) or "factor" in classes or (is_time and "names" in attributes):
+        return _beside("_rframes").open_series(node, value_of) if is_installed("pandas") else None
+    return None
+
+
+def _open_dates(node: Node) -> Any:
+    """Days, where they are nothing but days."""
+    if node.type != DOUBLE:
+        return None
+    days, wrong = _rtimes.count_days(_beside("_rarrays").numbers(node))
+    return None if wrong.any() else days.view("<M8[D]")
+
+
+def _open_time(node: Node, kind: str, attributes: dict[str, Node]) -> Any:
+    """One date, moment or span; None: there is none like it."""
+    (number,) = struct.unpack("<i" if node.type == INTEGER else "<d", node.data)
+    if node.type == INTEGER and number == NA_INTEGER:
+        return None
+    keys = set(attributes)
+    made: Any = None
+    plain, again = None, 0.0
+    if kind == "Date":
+        made = _rtimes.open_date(number)
+        plain, again = (_rtimes.plain_date(made), _rtimes.days_of(made)) if made else (None, 0.0)
+        is_plain = keys == {"class"}
+    elif kind == "POSIXct":
+        zones = texts_of(attributes.get("tzone")) or [""]
+        zone = _rtimes.find_zone(zones[0])
+        made = _rtimes.open_moment(number, zone)
+        plain, again = (_rtimes.plain_moment(made), _rtimes.seconds_of(made)) if made else (None, 0.0)
+        is_plain = keys == {"class", "tzone"} and len(zones) == 1 and zone is not None
+    else:
+        unit = (texts_of(attributes.get("units")) or [""])[0]
+        made = _rtimes.open_span(number, unit) if unit in _rtimes.SECONDS else None
+        plain, again = (
+            (made + datetime.timedelta(), _rtimes.span_of(made)) if made is not None else (None, 0.0)
+        )
+        is_plain = keys == {"class", "units"} and unit == "secs"
+    if made is None:
+        return None
+    if is_plain and node.type == DOUBLE and struct.pack("<d", again) == bytes(node.data):
+        return plain
+    made.vector = _open_any(node)
+    return made

@@ -1,0 +1,902 @@
+"""R at the end of pipes: runs the user's code in an R program of its own; a process between the server and R.
+
+For an R that cannot be embedded (`r_worker.py`), or is not to be: `r_pipe.py RUNDIR WORKERID ENGINE
+[REASON]`, standard library only, Python 3.8 and later. To the server it is a worker as any other.
+
+R is started as `R --interactive` with pipes for its console. Two lines are typed into it, and no
+others: one has the R side (`r_side.R`, `turn`) do what a file says, the other names a promise in which
+the user's expression is evaluated. So all is as at a console, whatever the length of the code. Beside
+the console are two FIFOs: on `tell` R answers, and says when a value is about to be printed;
+it then waits for `go`, so that we know where in its output the value begins.
+
+What R prints at its console is not marked. A prompt is known by a secret in it, and by R waiting
+for a line, which the system tells where it can (`/proc`); an unfinished line at which R waits
+is a question for the client. Text on stderr is held for a moment: if R is back at its prompt
+by then, it is the error that ended the expression.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import fcntl
+import json
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+
+import python_worker
+import r_worker
+from python_worker import Control, clean, clock, encode, high, pause, stopwatch
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LONGEST_RESULT = 65536  # bytes of a value's text in a `result` frame; all of it is on stdout
+LONGEST_LINE = 4000  # bytes that R's console reads as one line
+HOLD = 0.01  # seconds that an unfinished line waits to become a prompt
+HOLD_ERROR = 0.3  # seconds that what looks like an error waits for R's prompt
+QUIET = 0.15  # seconds of silence after which an unfinished line is a question, where nothing else tells
+KNOWN_PATIENCE = 0.3  # seconds that a question waits for R, before what was last known is the answer
+ENDING = 5.0  # seconds that R has to end
+WAITS_IN_SELECT = {23, 270, 72, 142}  # select and pselect6 of x86 and ARM
+WAITS_IN_READ = {0, 63, 3}
+IGNORED_INTERRUPT = 1 << (signal.SIGINT - 1)
+REDRAWN = re.compile(rb"\r(?: *\r|\x1b\[K)")
+
+
+class Ended(Exception):
+    """R is gone."""
+
+
+def literal(value):
+    """A value as R reads it."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int):
+        return "%dL" % value
+    text = str(value).replace("\0", "").replace("\\", "\\\\").replace('"', '\\"').replace("\r", "\\r")
+    return '"%s"' % text
+
+
+def waiting_bytes(descriptor):
+    """How many bytes stand in that pipe."""
+    size = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, size)
+    return size[0]
+
+
+class Program:
+    """The R program: its console, and the two FIFOs beside it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.nonce = ".r" + os.urandom(8).hex()
+        for name in ("tell", "go"):
+            os.mkfifo(os.path.join(folder, name), 0o600)
+        self.tell, self.go = (
+            high(os.open(os.path.join(folder, name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            for name in ("tell", "go")
+        )
+        home = os.environ.get("R_HOME")
+        self.path = os.path.join(home, "bin", "R") if home else shutil.which("R") or "R"
+        # The console must not wrap what is typed, nor decorate it; the user sees his own values again.
+        console = {"COLUMNS": "1000000", "TERM": "dumb", "INPUTRC": os.devnull}
+        self.hidden = {name: os.environ.get(name) for name in console}
+        environment = {"PAGER": "cat", "GIT_PAGER": "cat", **os.environ, **console}
+        profile = "--vanilla" if environment.get("REMOTER_R_VANILLA") == "1" else "--no-save"
+        self.process = subprocess.Popen(
+            [self.path, "--interactive", "--no-readline", profile, "--no-restore", "--quiet"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
+        )
+        self.pid = self.process.pid
+        self.stdin, self.stdout, self.stderr = (
+            stream.fileno() for stream in (self.process.stdin, self.process.stdout, self.process.stderr)
+        )
+        self.messages = b""
+        self.typed = 0.0
+
+    def type(self, line):
+        self.typed = clock()
+        try:
+            os.write(self.stdin, line + b"\n")
+        except OSError:
+            raise Ended from None
+
+    def request(self, text):
+        """What the next turn is to do."""
+        self.write("request", text)
+
+    def write(self, name, text):
+        path = os.path.join(self.folder, name)
+        with open(path, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
+
+    def take_messages(self):
+        try:
+            self.messages += os.read(self.tell, 1 << 20)
+        except BlockingIOError:
+            return []
+        *lines, self.messages = self.messages.split(b"\n")
+        return [json.loads(line.decode("utf-8", "replace")) for line in lines]
+
+    def proceed(self):
+        os.write(self.go, b"g")
+
+    def waits(self):
+        """Whether R waits for a line; None: this system does not tell."""
+        if waiting_bytes(self.stdin):
+            return False
+        try:
+            with open("/proc/%d/syscall" % self.pid) as file:
+                words = file.read().split()
+        except OSError:
+            return None
+        if not words or not words[0].isdigit():
+            return False
+        number, arguments = int(words[0]), [int(word, 16) for word in words[1:7]]
+        without_end = number in WAITS_IN_SELECT and arguments[0] > 0 and not arguments[4]
+        return without_end or (number in WAITS_IN_READ and not arguments[0])
+
+    def ignores_interrupts(self):
+        try:
+            with open("/proc/%d/status" % self.pid) as file:
+                mask = file.read().partition("SigIgn:")[2].split(None, 1)[0]
+        except OSError:
+            return False
+        return bool(int(mask, 16) & IGNORED_INTERRUPT)
+
+    def interrupt(self):
+        try:
+            os.kill(self.pid, signal.SIGINT)
+        except ProcessLookupError:
+            pass
+
+    def directory(self):
+        try:
+            return os.readlink("/proc/%d/cwd" % self.pid)
+        except OSError:
+            return None
+
+
+class Console:
+    """What R prints: prompts and echoes are taken out of it, errors held, and the rest passed on in order."""
+
+    def __init__(self, worker, rundir, nonce):
+        self.worker = worker
+        self.prompt = nonce.encode() + b"> "
+        self.lines = {name: nonce.encode() + end for name, end in (("turn", b"t()"), ("value", b"v"))}
+        self.echo = re.compile(
+            rb"(?:%s)*%s(?:t\(\)|v)\n" % (re.escape(self.prompt), re.escape(nonce.encode()))
+        )
+        self.outlets = {
+            stream: high(os.open(os.path.join(rundir, name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            for stream, name in ((1, "out"), (2, "err"))
+        }
+        self.expected = None  # the first line that was typed, until it has come back
+        self.echoes = False  # whether what is typed comes back at all
+        self.skipping = 0  # an answer's echo is to come: 2 before its end of line, 1 just after
+        self.tail = b""  # what may become a prompt
+        self.held = b""  # what may become an error
+        self.error_words = (b"Error",)
+        self.changed = 0.0
+        self.written = b""  # the end of what went to stderr
+        self.captured = None
+
+    # What comes from R
+
+    def take_out(self, data):
+        if self.skipping:
+            data = self.skip(data)
+        if not data:
+            return
+        self.changed = clock()
+        self.tail = self.echo.sub(b"", self.tail + data)
+        if self.expected is not None and self.expected in self.tail:
+            self.tail = self.tail.replace(self.expected, b"", 1)
+            self.expected, self.echoes = None, True
+        end = self.tail.rfind(b"\n") + 1
+        if end:
+            text, self.tail = self.tail[:end], self.tail[end:]
+            self.put_out(text)
+
+    def expect_echo(self, line):
+        self.expected = line + b"\n"
+
+    def skip(self, data):
+        """Drop the echo of an answer, and what the console draws after it."""
+        if self.skipping == 2:
+            _, newline, data = data.partition(b"\n")
+            self.skipping = 1 if newline else 2
+        if self.skipping == 1 and data:
+            self.skipping = 0
+            data = REDRAWN.sub(b"", data, 1) if REDRAWN.match(data) else data
+        return data
+
+    def take_error(self, data):
+        self.changed = clock()
+        self.held += data
+
+    def at_prompt(self):
+        return self.tail.endswith(self.prompt)
+
+    def take_prompt(self):
+        """R is at its top level: what stands before the prompt is output."""
+        while self.tail.endswith(self.prompt):
+            self.tail = self.tail[: -len(self.prompt)]
+        if self.tail:
+            self.put_out(self.tail)
+            self.tail = b""
+
+    def take_question(self):
+        """R waits for a line elsewhere: what it has written of a line is its prompt."""
+        self.flush_held()
+        question, self.tail = self.tail, b""
+        return question.decode("utf-8", "replace")
+
+    def release(self):
+        """Pass on what has waited long enough."""
+        waited = clock() - self.changed
+        if self.held and waited > (HOLD_ERROR if self.seems_error() else 2 * HOLD):
+            self.flush_held()
+        if self.tail and waited > HOLD and not self.may_be_prompt():
+            text, self.tail = self.tail, b""
+            self.put_out(text)
+
+    def seems_error(self):
+        lines = (b"\n" + self.held).split(b"\n")
+        return any(line.startswith(self.error_words) for line in lines) or not self.held.strip(b"\n")
+
+    def may_be_prompt(self):
+        if clock() - self.changed > 10 * HOLD:
+            return self.at_prompt()
+        start = self.tail.rfind(self.prompt[:3])
+        return start >= 0 and self.prompt.startswith(self.tail[start:])
+
+    def flush(self):
+        """Everything goes out that cannot be a prompt."""
+        self.flush_held()
+        if self.tail and not self.at_prompt():
+            text, self.tail = self.tail, b""
+            self.put_out(text)
+
+    def flush_held(self):
+        text, self.held = self.held, b""
+        if text:
+            self.written = (self.written + text)[-LONGEST_RESULT:]
+            self.put(2, text)
+
+    def capture(self):
+        """From now on R prints the value."""
+        self.flush()
+        self.captured = b""
+
+    def take_captured(self):
+        text, self.captured = self.captured, None
+        return text
+
+    # What goes to the server
+
+    def put_out(self, text):
+        self.flush_held()
+        text = text.replace(self.prompt, b"> ")  # somebody printed the option
+        if self.captured is not None:
+            self.captured = (self.captured + text)[:LONGEST_RESULT]
+        self.put(1, text)
+
+    def put(self, stream, text):
+        """Write to the server's FIFO; if it reads nothing now, go on with all else meanwhile."""
+        self.wait_until_read(3 - stream)
+        while text:
+            try:
+                text = text[os.write(self.outlets[stream], text) :]
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self.outlets[stream], select.POLLOUT)
+                poll.poll(50)
+                self.worker.read_frames()
+
+    def wait_until_read(self, stream):
+        """Until the server has read what went to the other stream: two pipes have no common order."""
+        deadline = clock() + python_worker.ORDER_TIME
+        while waiting_bytes(self.outlets[stream]) and clock() < deadline:
+            pause(0.00005)
+
+
+class Side(r_worker.Side):
+    """The connection for questions: R answers them between two expressions."""
+
+    def __init__(self, worker, path):
+        super().__init__(worker, path)
+        self.known = {}
+
+    def connect(self):
+        worker = self.worker
+        hello = {"type": "hello", "role": "side", "worker": worker.id, "pid": worker.pid, "lang": "r"}
+        hello.update(
+            version=worker.version, python=worker.program.path, runner="pipe", tempdir=worker.tempdir
+        )
+        hello.update(cwd=worker.directory(), busy=worker.run["number"] if worker.run else None)
+        self.connection = python_worker.Connection(self.path, hello)
+
+    def read(self):
+        before = len(self.questions)
+        super().read()
+        for connection, query in list(self.questions)[before:]:
+            query["came"] = clock()
+
+    def answer(self, query):
+        if query["what"] == "info":
+            return {"cwd": self.worker.directory(), "pid": self.worker.pid, "runner": "pipe"}
+        data = super().answer(query)
+        if query["what"] == "variables":
+            self.known = {"variables": data["variables"], "at": clock()}
+        return data
+
+    def answer_known(self):
+        """While R is busy: what was last known, for who has waited long enough for R itself."""
+        now, later = clock(), collections.deque()
+        while self.questions:
+            connection, query = self.questions.popleft()
+            data = self.from_memory(query) if now - query["came"] > KNOWN_PATIENCE else None
+            if data is None:
+                later.append((connection, query))
+            elif connection is self.connection:
+                try:
+                    connection.socket.sendall(encode({"type": "reply", "id": query["id"], "data": data}))
+                except OSError:
+                    self.lose()
+        self.questions = later
+
+    def from_memory(self, query):
+        what, cursor = query["what"], query.get("cursor", 0)
+        if what == "info":
+            return self.answer(query)
+        if what == "variables":
+            age = round(clock() - self.known["at"], 3) if self.known else None
+            return {"variables": self.known.get("variables", []), "age": age}
+        if what == "complete":
+            return {"matches": [], "types": [], "start": cursor, "end": cursor}
+        if what == "is_complete":
+            return {"status": ""}
+        if what == "inspect":
+            return {"found": False, "text": ""}
+        return None  # objects wait for R
+
+
+class Worker:
+    """Takes runs from the server one after the other, has R run them, and tells what became of them."""
+
+    def __init__(self, rundir, worker_id, reason):
+        self.rundir = rundir
+        self.id = worker_id
+        self.reason = reason
+        self.pid = os.getpid()
+        self.folder = tempfile.mkdtemp(prefix="pipes-", dir=rundir)
+        self.version = self.tempdir = ""
+        self.run = None
+        self.last = 0
+        self.queue = collections.deque()
+        self.answers = {}
+        self.asks = 0
+        self.stopping = None
+        self.answer = None  # of the R side, to the turn that is under way
+        self.is_value = False
+        self.is_evaluating = False
+        self.strike_at = None
+        self.signalled = 0.0
+        self.refusals = 0  # questions in a row to which there was no answer
+        self.status, self.exit = "ok", None
+        self.interrupts = r_worker.Interrupts(os.path.join(rundir, "interrupt"))
+        path = os.path.join(rundir, "worker.sock")
+        self.control = Control(self, path)
+        self.side = Side(self, path)
+        self.waker = self.side.waker
+        self.program = Program(self.folder)
+        self.console = Console(self, rundir, self.program.nonce)
+
+    # Life
+
+    def start(self):
+        """Wait for R's first prompt, which may be preceded by whatever profiles do, and read the R side."""
+        lines = [
+            'eval(parse(%s, keep.source = FALSE, encoding = "UTF-8"))'
+            % literal(os.path.join(HERE, "r_side.R")),
+            ".remoter$open_pipes(%s, %s, list(%s))"
+            % (
+                literal(self.folder),
+                literal(self.program.nonce),
+                ", ".join(
+                    "%s = %s" % (name, "NA" if value is None else literal(value))
+                    for name, value in self.program.hidden.items()
+                ),
+            ),
+        ]
+        self.program.write("boot", "\n".join(lines) + "\n")
+        line = ("eval(parse(%s))" % literal(os.path.join(self.folder, "boot"))).encode()
+        console = self.console
+        while self.answer is None:
+            self.wait_for_line()
+            before, console.tail = console.tail, b""
+            console.expect_echo(line)
+            self.program.type(line)
+            self.wait_for_line()
+            self.look(0)
+            prompt = self.answer["prompt"].encode() if self.answer else b""
+            if prompt and before.endswith(prompt):
+                before = before[: -len(prompt)]
+            if before:
+                console.put_out(before)
+        self.version, self.tempdir = self.answer["version"], self.answer["tempdir"]
+        console.error_words = tuple(word.encode() for word in self.answer["errors"])
+        console.take_prompt()
+        console.flush()
+        self.side.keep_connected()
+        if self.reason:
+            self.notice("R runs as a piped program here: %s" % self.reason, "engine")
+
+    def serve(self):
+        """Run what comes until told to stop."""
+        while not self.stopping:
+            if self.queue:
+                self.execute(self.queue.popleft())
+            elif self.side.questions:
+                self.side.answer_all()
+            else:
+                self.look(2.0)
+                self.console.take_prompt()
+                self.swallow_newline()
+                self.console.release()
+
+    def stop(self, reason):
+        """End when idle; what runs is interrupted. From any signal handler, too."""
+        self.stopping = self.stopping or reason
+        if self.is_evaluating:
+            self.program.interrupt()
+        self.waker.wake()
+
+    def end(self):
+        """Let R end by the end of its input, and go as it went."""
+        program = self.program
+        program.process.stdin.close()
+        deadline = clock() + ENDING
+        try:
+            while clock() < deadline:
+                self.look(0.05)
+        except Ended:
+            pass
+        if program.process.poll() is None:
+            program.process.kill()
+        return program.process.wait()
+
+    is_wanted = python_worker.Worker.is_wanted
+    take = python_worker.Worker.take
+    show_plots = r_worker.Worker.show_plots
+
+    def watch(self):
+        """Nothing else watches our connections."""
+
+    def directory(self):
+        return self.program.directory() or python_worker.current_directory()
+
+    # Whatever comes
+
+    def look(self, longest):
+        """Wait for the server or R, at most that long, and take in what has come. Raises Ended."""
+        program = self.program
+        poll = select.poll()
+        connections = [c for c in (self.control.connection, self.side.connection) if c is not None]
+        places = [self.waker, self.interrupts, *connections]
+        for place in places:
+            poll.register(place.fileno(), select.POLLIN)
+        for descriptor in (program.stdout, program.stderr, program.tell):
+            poll.register(descriptor, select.POLLIN)
+        if len(connections) < 2 and self.version:
+            longest = min(longest, max(0.001, self.side.next_try - clock()))
+        if self.console.tail or self.console.held:
+            longest = min(longest, HOLD / 4)
+        ready = {descriptor for descriptor, _ in poll.poll(longest * 1000)}
+        if self.waker.fileno() in ready:
+            self.waker.clear()
+        self.read_frames()
+        self.read_program(ready)
+        self.see_interrupt()
+
+    def read_frames(self):
+        if not self.version:  # R has not come to its prompt: nothing is taken on
+            return
+        self.side.keep_connected()
+        self.side.read()
+        connection = self.control.connection
+        if connection is not None:
+            try:
+                connection.read()
+            except EOFError:
+                self.control.lose(connection)
+            while connection.frames:
+                self.take(connection.frames.popleft())
+        if self.run is not None and self.side.questions:
+            self.side.answer_known()
+
+    def read_program(self, ready):
+        program, console = self.program, self.console
+        if program.stderr in ready and program.stdout in ready:
+            self.read_stream(program.stdout, console.take_out)
+        if program.stderr in ready:
+            self.read_stream(program.stderr, console.take_error)
+        if program.stdout in ready and not self.read_stream(program.stdout, console.take_out):
+            self.read_to_the_end()
+            raise Ended
+        if program.tell in ready:
+            for message in program.take_messages():
+                self.hear(message)
+
+    def read_stream(self, descriptor, take):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(0):
+            return True
+        data = os.read(descriptor, 1 << 16)
+        take(data)
+        return bool(data)
+
+    def read_to_the_end(self):
+        while self.read_stream(self.program.stderr, self.console.take_error):
+            if not waiting_bytes(self.program.stderr):
+                break
+        self.console.flush()
+
+    def hear(self, message):
+        """A message of the R side."""
+        if message["kind"] == "value":
+            self.is_value = True
+            if message["visible"]:
+                while waiting_bytes(self.program.stderr):
+                    self.read_stream(self.program.stderr, self.console.take_error)
+                while waiting_bytes(self.program.stdout):
+                    self.read_stream(self.program.stdout, self.console.take_out)
+                self.console.capture()
+                self.program.proceed()
+        else:
+            self.answer = message.get("data", message)
+
+    def see_interrupt(self):
+        """R gets the signal itself, with us. It misses it while it only begins, or while a program runs in its place."""
+        self.interrupts.read()
+        if not self.is_evaluating or not self.is_interrupted():
+            self.strike_at = None
+            return
+        now = clock()
+        if self.strike_at is None:
+            is_missed = now - self.program.typed < 0.1 or self.program.ignores_interrupts()
+            self.strike_at = now + 0.1 if is_missed else float("inf")
+        elif now > self.strike_at and not self.program.ignores_interrupts():
+            self.strike_at = float("inf")
+            self.program.interrupt()
+
+    def is_interrupted(self):
+        number = self.run["number"] if self.run else None
+        numbers = self.interrupts.numbers
+        return number is not None and (number in numbers or number | r_worker.SWALLOWED in numbers)
+
+    def swallow_newline(self):
+        """The line that R ends on stderr when it is interrupted."""
+        if self.console.held.endswith(b"\n") and clock() - self.signalled < 5.0:
+            self.console.held = self.console.held[:-1]
+
+    # R's console
+
+    def wait_for_line(self):
+        """Until R wants a line: True at its top level, False elsewhere. Raises Ended."""
+        console, program = self.console, self.program
+        while True:
+            waits = self.waits_quickly()
+            is_read = not waiting_bytes(program.stdout) and not waiting_bytes(program.stderr)
+            if waits and is_read and console.skipping != 2:
+                return console.at_prompt()
+            quiet = clock() - max(console.changed, program.typed)
+            if console.at_prompt() and quiet > (0.005 if waits is None else 10 * HOLD):
+                return True
+            if waits is None and console.tail and quiet > QUIET and not console.at_prompt():
+                return False
+            self.look(0.05)
+            console.release()
+
+    def waits_quickly(self):
+        """As `waits`. R has written its prompt some microseconds before it waits."""
+        waits = self.program.waits()
+        for _ in range(20 if self.console.at_prompt() else 0):
+            if waits is not False:
+                break
+            pause(0.00005)
+            waits = self.program.waits()
+        return waits
+
+    def turn(self, text):
+        """The R side's answer to that. Raises Ended, and RuntimeError when it does not answer."""
+        for _ in range(5):
+            self.answer = None
+            self.program.request(text)
+            self.program.type(self.console.lines["turn"])
+            while not self.wait_for_line():  # a package asks something before it is loaded
+                self.console.take_question()
+                self.send_line("")
+            self.look(0)
+            self.console.take_prompt()
+            if self.answer is not None:
+                return self.answer
+            self.swallow_newline()
+        raise RuntimeError("R did not answer")
+
+    def ask_r(self, name, *arguments):
+        return self.turn("%s(%s)" % (name, ", ".join(map(literal, arguments))))
+
+    def send_line(self, text):
+        """Type an answer; R's console takes some characters for commands unless they are quoted."""
+        line = text.replace("\0", "").encode("utf-8", "replace")[:LONGEST_LINE]
+        if self.console.echoes:
+            line = re.sub(rb"([\x00-\x1f\x7f])", b"\x16\\1", line)
+            self.console.skipping = 2
+        self.program.type(line)
+
+    # One run
+
+    def execute(self, run):
+        number = run["number"]
+        self.status, self.exit = "ok", None
+        self.answers.clear()
+        self.interrupts.forget(number - 1)
+        self.interrupts.read()
+        self.run = run
+        started = stopwatch()
+        try:
+            if self.is_interrupted():
+                self.interrupted()
+            else:
+                self.run_code(run)
+        except RuntimeError as problem:
+            self.error("Error: %s" % problem, "Error", str(problem))
+        self.console.flush()
+        done = {"type": "done", "number": number, "status": self.status, "exit": self.exit}
+        done["elapsed"] = stopwatch() - started
+        self.run = None
+        self.control.post(done)
+
+    def run_code(self, run):
+        is_script = run.get("mode") == "script"
+        timed = is_script and bool(run.get("timer"))
+        self.program.write("code", run["code"].replace("\r\n", "\n"))
+        width = int(run.get("width") or 0)
+        begun = self.ask_r("begin", run.get("filename") or "", run.get("keep") or None, width, timed)
+        if "count" not in begun:
+            self.refuse(begun)
+            return
+        before, count = begun["state"], begun["count"]
+        for place in range(1, count + 1):
+            if self.is_interrupted():
+                self.interrupted()
+                break
+            if timed:
+                self.echo_source(begun["texts"][place - 1])
+            held = self.evaluate()
+            after = self.ask_r("step", place + 1) if place < count else self.ask_r("state")
+            went_well = self.conclude(held, before, after)
+            if timed:
+                self.tell_time(before["time"], after["time"])
+            before = after
+            stopped = self.stopping or self.status == "interrupted" or self.exit is not None
+            if stopped or not (went_well or (is_script and run.get("keep_going"))):
+                break
+        ended = self.ask_r("finish")
+        if ended["plots"]:
+            self.show_plots()
+        if ended["state"]["sinks"] > begun["state"]["sinks"]:
+            self.notice("output goes to a sink; `sink()` brings it back", "sink")
+
+    def refuse(self, judged):
+        """The code is not whole, or not R: nothing of it runs."""
+        message = judged.get("message") or judged.get("error") or "the code could not be read"
+        value = re.sub(r"^Error:? ", "", message)
+        self.error(message if value != message else "Error: " + message, "Error", value)
+
+    def evaluate(self):
+        """Have R evaluate and print the expression that is ready. Gives what is left on stderr."""
+        console = self.console
+        self.is_value, self.is_evaluating, self.refusals = False, True, 0
+        self.strike_at = None
+        self.program.type(console.lines["value"])
+        while not self.wait_for_line():
+            self.pass_on_question()
+        self.look(0)
+        self.is_evaluating = False
+        held, console.held = console.held, b""
+        console.take_prompt()
+        return held
+
+    def conclude(self, held, before, after):
+        """How that expression ended. Returns whether it went well."""
+        console = self.console
+        captured = console.take_captured()
+        self.exit = after["exit"]
+        has_failed = after["jumped"] or not self.is_value or self.exit is not None
+        message = (after["message"] or "").encode()
+        is_error = after["jumped"] and self.exit is None and self.has_message(held, message, before)
+        if is_error:
+            held = self.report(held, message, after)
+        elif has_failed and held.endswith(b"\n") and self.exit is None:
+            held = held[:-1]  # R ends a line there when it is interrupted
+        console.held = held
+        console.flush()
+        if self.exit is not None:
+            self.exited()
+        elif has_failed and not is_error:
+            self.interrupted()
+        elif captured:
+            text = captured.decode("utf-8", "replace")
+            text = text[:-1] if text.endswith("\n") else text
+            self.say({"type": "result", "text": clean(text), "printed": True}, hold=True)
+        return not has_failed
+
+    def has_message(self, held, message, before):
+        """Whether R jumped for an error: it wrote the message, or keeps one that it had not before."""
+        if message and (message in held or message.decode() != before["message"]):
+            return True
+        return not self.is_interrupted() and clock() - self.signalled > 5.0 and held != b"\n"
+
+    def report(self, held, message, after):
+        """The error frame; gives what stood on stderr before the message."""
+        self.status = "error"
+        is_printed = message not in held and message in self.console.written
+        start = held.rfind(message) if message in held else len(held)
+        text = (held[start:] or message or b"Error").decode("utf-8", "replace").rstrip("\n")
+        shown = message.decode("utf-8", "replace").rstrip("\n") or text
+        mark = re.match(r"[^:\n]* in .*? : *\n? *((?:.|\n)*)", shown) or re.match(
+            r"[^:\n]*: ((?:.|\n)*)", shown
+        )
+        header = {"type": "error", "text": clean(text), "name": "Error"}
+        header.update(
+            value=clean(mark.group(1) if mark else shown), traceback=list(map(clean, after["traceback"]))
+        )
+        if is_printed:
+            header["printed"] = True
+        self.console.held = held[:start]
+        self.say(header, waits=self.run.get("mode") == "script")
+        return b""
+
+    def error(self, text, name, value):
+        self.status = "error" if self.status == "ok" else self.status
+        header = {"type": "error", "text": clean(text), "name": name, "value": clean(value), "traceback": []}
+        self.say(header, hold=True)
+
+    def interrupted(self):
+        self.status = "interrupted"
+        header = {"type": "error", "text": "interrupted", "name": "interrupt", "value": "", "traceback": []}
+        self.say(header, hold=True)
+
+    def exited(self):
+        """`q()`: the run is over, with that status; the session goes on."""
+        if self.exit:
+            self.error("q(status = %d)" % self.exit, "quit", str(self.exit))
+        if self.run.get("mode") != "script":
+            self.notice("the session goes on; `q()` at the prompt leaves it", "exit")
+
+    def echo_source(self, source):
+        text = "\n".join("## " + line for line in source.split("\n"))
+        self.console.put_out(text.encode("utf-8", "replace") + b"\n")
+
+    def tell_time(self, before, after):
+        spent = tuple(end - start for start, end in zip(before, after))
+        self.console.put_out(b"   user  system elapsed\n%7.3f %7.3f %7.3f\n" % spent)
+
+    # R asks
+
+    def pass_on_question(self):
+        """R waits for a line, and not at its top level."""
+        question = self.console.take_question()
+        is_browser = question.startswith("Browse[")
+        if not is_browser and b"Possible actions:" in self.console.written[-400:]:
+            self.send_line("1")  # it has crashed; end now, with the signal
+            return
+        text = None
+        if not self.is_interrupted() and not self.run.get("detached"):
+            text = self.ask_client(question)
+        if self.console.at_prompt():  # it was interrupted and asks no more
+            return
+        if self.stopping:
+            self.program.interrupt()
+        if text is not None:
+            self.refusals = 0
+            self.send_line(text)
+        elif self.refusals < 3:
+            self.send_line("Q" if is_browser else ("", "0", "Q")[self.refusals])
+            self.refusals += 1
+        else:
+            self.refusals = 0
+            self.program.interrupt()
+            self.look(0.2)
+
+    def ask_client(self, prompt):
+        """The line that the client types; None: there is none."""
+        self.asks += 1
+        self.say({"type": "ask", "ask": self.asks, "prompt": clean(prompt), "hidden": False})
+        while self.asks not in self.answers:
+            self.look(0.25)
+            if self.stopping or self.console.at_prompt() or self.is_interrupted():
+                return None
+        return self.answers.pop(self.asks)
+
+    # What a run says
+
+    def say(self, header, buffers=(), hold=False, waits=False):
+        """A frame of the run, after what R printed before; with `waits`, R prints on only when the server has it."""
+        self.console.flush()
+        header["number"] = self.run["number"] if self.run else None
+        waits = waits and self.control.connection is not None
+        if waits:
+            header["wait"] = True
+        self.control.post(header, buffers, hold and not waits)
+        deadline = clock() + python_worker.SETTLE_TIME
+        while waits and self.control.kept and self.control.kept[0][0] <= header["frame"]:
+            if clock() > deadline or self.control.connection is None:
+                break
+            poll = select.poll()
+            poll.register(self.control.connection.fileno(), select.POLLIN)
+            poll.poll(50)
+            self.read_frames()
+
+    def notice(self, text, about):
+        self.say({"type": "notice", "text": text, "about": about}, hold=True)
+
+
+# --- as a program ------------------------------------------------------------------------------
+
+
+def main(arguments):
+    rundir, worker_id = os.path.abspath(arguments[0]), arguments[1]
+    is_wanted = arguments[2] == "pipe"  # then nobody need be told why
+    worker = Worker(rundir, worker_id, "" if is_wanted else " ".join(arguments[3:]))
+
+    def note_interrupt(signum, frame):
+        worker.signalled = clock()
+        worker.waker.wake()
+
+    signal.signal(signal.SIGINT, note_interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop("terminated"))
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        worker.start()
+        worker.serve()
+        worker.console.flush()
+        worker.control.lose(worker.control.connection)
+        worker.end()
+        code = 0
+    except Ended:
+        code = worker.program.process.wait()
+    finally:
+        shutil.rmtree(worker.folder, ignore_errors=True)
+    end_like(code, worker.stopping)
+
+
+def end_like(code, stopping):
+    """Go as R went."""
+    if code >= 0 or stopping:
+        os._exit(max(0, code))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # R has left its own already
+    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+    os.kill(os.getpid(), -code)
+    os._exit(128 - code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

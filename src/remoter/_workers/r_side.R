@@ -1,0 +1,1062 @@
+# The R half of an R session: what only R itself can answer or do; runs in the user's R, on the server's machine.
+#
+# `eval(parse(THIS))` anywhere is all that is needed, and twice does no harm. The value, an
+# environment, also stands as `.remoter` among R's autoloads: found from the top level, listed by
+# neither `ls()` nor `search()`, and not swept away by `rm(list = ls(all = TRUE))`. Its functions
+# see base R only, whatever the user has defined. Those that answer questions give one JSON text
+# in UTF-8, {"error": ...} when they could not.
+#
+# One file because it travels whole into the user's R: base R from 3.5 on and nothing else. From
+# top to bottom: JSON, reading code, completion, help, variables, objects that come and go, plots,
+# what is put in place of what needs a terminal or a screen, and R at the end of pipes.
+
+local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
+  get(".remoter", envir = .AutoloadEnv)
+} else {
+  assign(".remoter", new.env(parent = baseenv()), envir = .AutoloadEnv)
+}, {
+
+  # --- JSON: each function gives the text of a value --------------------------------------------
+
+  # Texts as JSON strings, all at once; NA is null.
+  quoted <- function(texts) {
+    texts <- enc2utf8(as.character(texts))
+    absent <- is.na(texts)
+    broken <- !absent & !validUTF8(texts)
+    texts[broken] <- iconv(texts[broken], "latin1", "UTF-8")
+    texts <- gsub("\\", "\\\\", texts, fixed = TRUE)
+    texts <- gsub("\"", "\\\"", texts, fixed = TRUE)
+    if (any(grepl("[\001-\037\177]", texts))) {
+      texts <- gsub("\n", "\\n", texts, fixed = TRUE)
+      for (code in c(1:31, 127)) {
+        texts <- gsub(intToUtf8(code), sprintf("\\u%04x", code), texts, fixed = TRUE)
+      }
+    }
+    texts <- paste0("\"", texts, "\"")
+    texts[absent] <- "null"
+    texts
+  }
+
+  numbered <- function(numbers) {
+    texts <- sprintf("%.15g", as.double(numbers))
+    texts[!is.finite(numbers)] <- "null"
+    texts
+  }
+
+  truth <- function(value) if (isTRUE(value)) "true" else "false"
+
+  listed <- function(parts) paste0("[", paste(parts, collapse = ","), "]")
+
+  object <- function(...) {
+    parts <- c(...)
+    paste0("{", paste0("\"", names(parts), "\":", parts, collapse = ","), "}")
+  }
+
+  # The answer, or what went wrong while it was made; warnings are nobody's business here.
+  answering <- function(answer) {
+    tryCatch(
+      suppressWarnings(suppressMessages(answer)),
+      error = function(problem) object(error = quoted(words_of(problem))),
+      interrupt = function(problem) object(error = quoted("interrupted"), interrupted = "true")
+    )
+  }
+
+  words_of <- function(problem) {
+    tryCatch(
+      paste(conditionMessage(problem), collapse = "\n"),
+      error = function(again) "an error that cannot be shown"
+    )
+  }
+
+  # --- reading code -----------------------------------------------------------------------------
+
+  # Whether it is whole: "complete", "incomplete" (more lines would help) or "invalid".
+  check <- function(code, filename = "<input>") answering({
+    problem <- tryCatch(
+      {
+        parse(text = code, keep.source = FALSE, encoding = "UTF-8")
+        NULL
+      },
+      error = identity
+    )
+    if (is.null(problem)) object(status = quoted("complete")) else judge(code, words_of(problem), filename)
+  })
+
+  # What the parser says begins with the place, `<text>:2:0: `, in every language; its words differ.
+  judge <- function(code, message, filename) {
+    first <- sub("\n.*", "", message)
+    place <- regmatches(first, regexec("^<text>:([0-9]+):([0-9]+): (.*)", first))[[1L]]
+    if (!length(place)) {
+      return(invalid(message, NA))
+    }
+    lines <- length(strsplit(paste0(code, "\n "), "\n", fixed = TRUE)[[1L]]) - 1L
+    line <- as.integer(place[2L])
+    at_end <- place[3L] == "0" && line > lines
+    if (at_end || grepl("INCOMPLETE_STRING", place[4L], fixed = TRUE)) {
+      return(object(status = quoted("incomplete"), message = quoted(place[4L]), line = numbered(line)))
+    }
+    if (grepl("\n", sub("\n+$", "", code), fixed = TRUE)) {
+      message <- paste0(filename, substring(message, nchar("<text>") + 1L))
+    } else {
+      shown <- strsplit(message, "\n", fixed = TRUE)[[1L]][2L]
+      message <- gettextf("%s in \"%s\"", place[4L], sub("^1: ", "", shown), domain = "R")
+    }
+    invalid(message, line)
+  }
+
+  invalid <- function(message, line) {
+    object(
+      status = quoted("invalid"),
+      message = quoted(paste0(gettext("Error: ", domain = "R"), message)),
+      line = numbered(line)
+    )
+  }
+
+  # The source of each top-level expression, and the line on which it begins.
+  pieces <- function(code) answering({
+    code <- parse(text = code, keep.source = TRUE, encoding = "UTF-8")
+    texts <- source_of(code)
+    lines <- vapply(attr(code, "srcref"), function(place) place[1L], 1L)
+    object(pieces = listed(vapply(seq_along(texts), function(i) {
+      object(text = quoted(texts[i]), line = numbered(lines[i]))
+    }, "")))
+  })
+
+  strings_and_comments <- paste0(
+    "(?s)[rR]([\"'])(-*)[(\\[{].*?[)\\]}]\\2\\1|\"(?:[^\"\\\\]|\\\\.)*\"|'(?:[^'\\\\]|\\\\.)*'",
+    "|`[^`]*`|#[^\n]*|[\"'].*"
+  )
+
+  # Code up to the cursor as one line in which strings are empty and comments gone, from the last
+  # brace that is still open; a string that is still being typed stays, for it is a path or a name.
+  line_for_completion <- function(before) {
+    size <- nchar(before)
+    before <- substring(before, max(1L, size - 20000L))
+    found <- gregexpr(strings_and_comments, before, perl = TRUE)
+    regmatches(before, found) <- list(vapply(regmatches(before, found)[[1L]], function(piece) {
+      switch(substring(piece, 1L, 1L),
+        "#" = "",
+        "`" = piece,
+        if (grepl("^[rR]|^(?s)([\"']).*\\1$", piece, perl = TRUE) && nchar(piece) > 1L) "\"\"" else piece
+      )
+    }, ""))
+    brackets <- gregexpr("[][(){}]", before)[[1L]]
+    depth <- 0L
+    for (place in rev(brackets[brackets > 0L])) {
+      bracket <- substring(before, place, place)
+      depth <- depth + if (bracket %in% c(")", "]", "}")) 1L else -1L
+      if (depth < 0L) {
+        if (bracket == "{") {
+          before <- substring(before, place + 1L)
+          break
+        }
+        depth <- 0L
+      }
+    }
+    gsub("\n", " ", before, fixed = TRUE)
+  }
+
+  # --- completion -------------------------------------------------------------------------------
+
+  # What may stand at the cursor, found by R's own completer.
+  complete <- function(code, cursor) answering({
+    found <- matches_at(line_for_completion(substring(code, 1L, cursor)))
+    object(
+      matches = listed(quoted(found$matches)),
+      types = listed(quoted(found$types)),
+      start = numbered(cursor - nchar(found$token)),
+      end = numbered(cursor)
+    )
+  })
+
+  matches_at <- function(line) {
+    asked <- utils:::.CompletionEnv
+    utils:::.assignLinebuffer(line)
+    utils:::.assignEnd(nchar(line))
+    utils:::.guessTokenFromLine()
+    token <- asked[["token"]]
+    in_quotes <- utils:::isInsideQuotes()
+    utils:::.completeToken()
+    matches <- as.character(utils:::.retrieveCompletions())
+    suffix <- utils:::rc.getOption("funarg.suffix")
+    arguments <- !in_quotes & nzchar(suffix) & endsWith(matches, suffix)
+    matches[arguments] <- sub(" *= *$", "=", matches[arguments])
+    matches <- matches[!is.na(matches) & nzchar(matches)]
+    list(token = token, matches = matches, types = kinds_of(matches, in_quotes))
+  }
+
+  kinds_of <- function(matches, in_quotes) {
+    if (in_quotes) {
+      return(rep_len("path", length(matches)))
+    }
+    kinds <- character(length(matches))
+    kinds[endsWith(matches, "=")] <- "param"
+    kinds[endsWith(matches, "::")] <- "module"
+    few <- utils::head(which(kinds == ""), 100L)
+    kinds[few] <- ifelse(vapply(matches[few], is_function_name, NA), "function", "")
+    kinds
+  }
+
+  # Whether that name is a function's. Nothing is computed or loaded in order to know.
+  is_function_name <- function(name) {
+    place <- place_of(name)
+    if (is.null(place)) {
+      return(FALSE)
+    }
+    data <- get0(".__NAMESPACE__.", envir = place_of_package(place), inherits = FALSE)[["lazydata"]]
+    if (is.environment(data) && exists(name, envir = data, inherits = FALSE)) {
+      return(FALSE)
+    }
+    if (startsWith(environmentName(place), "package:") || identical(place, baseenv())) {
+      return(exists(name, envir = place, mode = "function", inherits = FALSE))
+    }
+    held <- read_binding(name, place)
+    held$kind == "value" && is.function(held$value)
+  }
+
+  # The first environment from the user's on that has the name, or NULL.
+  place_of <- function(name) {
+    place <- globalenv()
+    while (!identical(place, emptyenv())) {
+      if (exists(name, envir = place, inherits = FALSE)) {
+        return(place)
+      }
+      place <- parent.env(place)
+    }
+    NULL
+  }
+
+  place_of_package <- function(place) {
+    name <- sub("^package:", "", environmentName(place))
+    if (name %in% loadedNamespaces()) asNamespace(name) else emptyenv()
+  }
+
+  # --- help -------------------------------------------------------------------------------------
+
+  name_pattern <- "(?:`[^`]+`|[\\p{L}.][\\p{L}\\p{N}._]*)"
+
+  # What the name at the cursor is, for a person to read.
+  inspect <- function(code, cursor = nchar(code)) answering({
+    name <- name_at(code, cursor)
+    found <- if (nzchar(name)) find_value(name) else NULL
+    text <- if (is.null(found)) "" else tell(name, found$value)
+    object(found = truth(!is.null(found)), text = quoted(text))
+  })
+
+  # The name that is meant: the whole, the one at the cursor, or the function being called.
+  name_at <- function(code, cursor) {
+    chain <- paste0(name_pattern, "(?:(?:::?:?|\\$|@)", name_pattern, ")*")
+    whole <- sub("^[?\\s]+|\\s+$", "", code, perl = TRUE)
+    if (grepl(paste0("^", chain, "$"), whole, perl = TRUE)) {
+      return(whole)
+    }
+    found <- gregexpr(chain, code, perl = TRUE)[[1L]]
+    ends <- found + attr(found, "match.length") - 1L
+    here <- which(found > 0L & found - 1L <= cursor & ends >= cursor)
+    if (length(here)) {
+      return(substring(code, found[here[1L]], ends[here[1L]]))
+    }
+    line <- line_for_completion(substring(code, 1L, cursor))
+    as.character(c(utils:::inFunction(line, nchar(line)), ""))[1L]
+  }
+
+  # The value of `a`, `pkg::a`, `a$b`, `a@b` in a list, or NULL; functions of the user are not called.
+  find_value <- function(name) {
+    parts <- regmatches(name, gregexpr(paste0(name_pattern, "|:::?|\\$|@"), name, perl = TRUE))[[1L]]
+    parts <- gsub("`", "", parts, fixed = TRUE)
+    if (length(parts) > 1L && startsWith(parts[2L], "::")) {
+      value <- get0(parts[3L], envir = asNamespace(parts[1L]))
+      if (is.null(value)) value <- getExportedValue(parts[1L], parts[3L])
+      parts <- parts[-(1:3)]
+    } else {
+      place <- place_of(parts[1L])
+      if (is.null(place)) {
+        return(NULL)
+      }
+      value <- get(parts[1L], envir = place)
+      parts <- parts[-1L]
+    }
+    while (length(parts) > 1L) {
+      value <- if (parts[1L] == "@") {
+        attr(value, parts[2L], exact = TRUE)
+      } else if (is.environment(value)) {
+        get0(parts[2L], envir = value, inherits = FALSE)
+      } else if (is.list(value)) {
+        unclass(value)[[parts[2L]]]
+      }
+      if (is.null(value)) {
+        return(NULL)
+      }
+      parts <- parts[-(1:2)]
+    }
+    list(value = value)
+  }
+
+  tell <- function(name, value) {
+    if (is.function(value)) {
+      return(paste(c(signature_of(name, value), help_on(name)), collapse = "\n"))
+    }
+    structure <- utils::capture.output(utils::str(value, vec.len = 3, list.len = 30, give.attr = FALSE))
+    extent <- dim(value)
+    lines <- c(
+      paste("Class:", paste(class(value), collapse = ", ")),
+      if (!is.null(extent)) paste("Dimensions:", paste(extent, collapse = " x ")),
+      utils::head(structure, 40L)
+    )
+    paste(lines, collapse = "\n")
+  }
+
+  signature_of <- function(name, value) {
+    lines <- utils::capture.output(print(args(value)))
+    lines <- lines[lines != "NULL"]
+    lines[1L] <- sub("^function *", name, lines[1L])
+    home <- environment(value)
+    if (is.null(home)) home <- baseenv()
+    home <- if (isNamespace(home)) getNamespaceName(home) else environmentName(home)
+    c(sub(" +$", "", lines), if (!home %in% c("", "R_GlobalEnv")) paste("Package:", home))
+  }
+
+  # The title and the description of its help page.
+  help_on <- function(name) {
+    parts <- strsplit(name, ":+")[[1L]]
+    topic <- gsub("`", "", parts[length(parts)], fixed = TRUE)
+    package <- if (length(parts) > 1L) parts[1L] else NULL
+    pages <- utils::help((topic), package = (package), help_type = "text")
+    if (!length(pages)) {
+      return(NULL)
+    }
+    page <- utils:::.getHelpFile(pages[[1L]])
+    tags <- vapply(page, function(part) attr(part, "Rd_tag"), "")
+    page <- page[tags %in% c("\\title", "\\name", "\\description")]
+    text <- utils::capture.output(tools::Rd2txt(
+      structure(page, class = "Rd"),
+      options = list(underline_titles = FALSE), fragment = FALSE
+    ))
+    text <- trimws(gsub("[^\n]\b", "", text), "right")
+    text[!(text == "" & c(FALSE, utils::head(text == "", -1L)))]
+  }
+
+  # --- variables --------------------------------------------------------------------------------
+
+  # The user's variables. Promises are not forced and active bindings not computed.
+  variables <- function() answering({
+    names <- ls(globalenv(), sorted = TRUE)
+    active <- vapply(names, bindingIsActive, NA, env = globalenv())
+    passive <- names[!active]
+    copies <- new.env(hash = TRUE, parent = emptyenv())
+    # The one way in R to hold bindings without forcing them. They are removed again, or else R
+    # would take each value for shared from then on, and copy it when it is changed.
+    .Internal(importIntoEnv(copies, passive, globalenv(), passive))
+    on.exit(rm(list = passive, envir = copies))
+    rows <- lapply(names, function(name) {
+      if (active[[name]]) row("active binding", text = "computed when it is read") else row_of(name, copies)
+    })
+    parts <- vapply(rows, function(row) paste(row, collapse = ","), "")
+    object(variables = listed(paste0("{\"name\":", quoted(names), ",", parts, "}")[seq_along(names)]))
+  })
+
+  row <- function(type, shape = "null", size = NULL, text = "") {
+    c(
+      paste0("\"type\":", quoted(type)),
+      paste0("\"shape\":", shape),
+      paste0("\"size\":", if (is.null(size)) "null" else numbered(size)),
+      paste0("\"text\":", quoted(text))
+    )
+  }
+
+  row_of <- function(name, copies) {
+    tryCatch(
+      {
+        held <- held_by(name, copies)
+        if (held$kind == "promise") {
+          row("promise", text = "computed when it is first read")
+        } else {
+          value <- held$value
+          shape <- if (is.function(value)) "null" else listed(numbered(extent_of(value)))
+          row(class(value)[1L], shape, size_of(value), short(value))
+        }
+      },
+      error = function(problem) row(class(problem)[1L], text = "<cannot be shown>")
+    )
+  }
+
+  # What one binding holds, without forcing or computing it: kind "value", "promise" or "active".
+  read_binding <- function(name, place) {
+    if (bindingIsActive(name, place)) {
+      return(list(kind = "active"))
+    }
+    copies <- new.env(hash = TRUE, parent = emptyenv())
+    .Internal(importIntoEnv(copies, name, place, name))
+    on.exit(rm(list = name, envir = copies))
+    held_by(name, copies)
+  }
+
+  # `substitute` gives the code of a promise and the value of anything else; where the value may
+  # itself be code, `dump` tells them apart.
+  held_by <- function(name, copies) {
+    value <- eval(call("substitute", as.name(name), copies))
+    if (typeof(value) %in% c("language", "symbol", "bytecode")) {
+      written <- textConnection(NULL, "w", local = TRUE)
+      on.exit(close(written))
+      suppressWarnings(dump(name, written, evaluate = FALSE, envir = copies))
+      if (any(startsWith(utils::head(textConnectionValue(written)[-1L], 1L), "<promise"))) {
+        return(list(kind = "promise"))
+      }
+    }
+    list(kind = "value", value = value)
+  }
+
+  # `length` and `dim` without methods, which are anybody's code.
+  extent_of <- function(value) {
+    if (is.environment(value) || typeof(value) %in% c("externalptr", "weakref", "S4")) {
+      return(1L)
+    }
+    if (is.object(value) && is.list(value) && inherits(value, "data.frame")) {
+      return(c(.row_names_info(value, 2L), length(unclass(value))))
+    }
+    extent <- attr(value, "dim", exact = TRUE)
+    if (!is.null(extent)) {
+      return(extent)
+    }
+    if (is.object(value)) length(unclass(value)) else length(value)
+  }
+
+  widths <- c(logical = 4, integer = 4, double = 8, complex = 16, raw = 1)
+
+  # Bytes, where that is known without looking at every element; else NULL.
+  size_of <- function(value) {
+    kind <- typeof(value)
+    if (kind %in% names(widths)) {
+      count <- if (is.object(value)) length(unclass(value)) else length(value)
+      return(48 + count * widths[[kind]])
+    }
+    if (kind == "NULL") {
+      return(0)
+    }
+    if (kind == "character" && length(unclass(value)) <= 10000) {
+      return(as.double(utils::object.size(value)))
+    }
+    if (kind == "list" && inherits(value, "data.frame") && length(unclass(value)) <= 200L) {
+      sizes <- lapply(unclass(value), function(column) if (is.list(column)) NULL else size_of(column))
+      if (!any(vapply(sizes, is.null, NA))) {
+        return(sum(unlist(sizes), 48 + 8 * length(sizes)))
+      }
+    }
+    NULL
+  }
+
+  # One line about a value, of at most `room` characters; no method of the user is called.
+  short <- function(value, room = 80L) {
+    text <- switch(typeof(value),
+      "NULL" = "NULL",
+      closure = paste0("function(", paste(names(formals(value)), collapse = ", "), ")"),
+      builtin = , special = "function",
+      environment = if (nzchar(environmentName(value))) environmentName(value) else "<environment>",
+      list = short_list(value),
+      language = , symbol = deparse(value, nlines = 1L)[1L],
+      expression = paste("expression of", length(value)),
+      S4 = paste0("<", class(value)[1L], ">"),
+      logical = , integer = , double = , complex = , raw = , character = short_vector(value),
+      paste0("<", typeof(value), ">")
+    )
+    text <- gsub("[[:cntrl:]]+", " ", enc2utf8(text))
+    if (nchar(text) > room) paste0(substr(text, 1L, room - 1L), "\u2026") else text
+  }
+
+  short_list <- function(value) {
+    bare <- unclass(value)
+    labels <- names(bare)
+    if (is.null(labels)) {
+      return(paste("list of", length(bare)))
+    }
+    paste0(
+      paste(utils::head(labels, 20L), collapse = ", "),
+      if (length(labels) > 20L) ", \u2026"
+    )
+  }
+
+  short_vector <- function(value) {
+    count <- length(if (is.object(value)) unclass(value) else value)
+    if (inherits(value, "factor")) {
+      levels <- attr(value, "levels", exact = TRUE)
+      shown <- paste(encodeString(utils::head(levels, 8L), quote = "\""), collapse = " ")
+      return(paste0(length(levels), " levels: ", shown))
+    }
+    first <- .subset(value, seq_len(min(count, 12L)))
+    kind <- class(value)
+    zone <- attr(value, "tzone", exact = TRUE)
+    attributes(first) <- NULL
+    texts <- if (is.character(first)) {
+      encodeString(substr(first, 1L, 60L), quote = "\"")
+    } else if ("Date" %in% kind) {
+      format.Date(structure(first, class = "Date"))
+    } else if ("POSIXct" %in% kind) {
+      format.POSIXct(structure(first, class = c("POSIXct", "POSIXt"), tzone = zone))
+    } else if (is.double(first)) {
+      trimws(formatC(first, digits = 7L, width = 1L, format = "g"))
+    } else {
+      as.character(first)
+    }
+    texts[is.na(texts)] <- "NA"
+    if (!count) {
+      return(paste0(typeof(value), "(0)"))
+    }
+    paste0(paste(texts, collapse = " "), if (count > length(texts)) " \u2026")
+  }
+
+  # What it is, in a few words: `data.frame 32 x 11, 7 kB`.
+  describe <- function(value) {
+    kind <- class(value)[1L]
+    if (is.null(value) || is.function(value) || is.environment(value) || is.language(value)) {
+      return(kind)
+    }
+    size <- size_of(value)
+    paste0(
+      kind, " ", paste(extent_of(value), collapse = " x "),
+      if (!is.null(size) && size >= 1000) paste0(", ", in_units(size))
+    )
+  }
+
+  in_units <- function(bytes) {
+    units <- c("bytes", "kB", "MB", "GB", "TB")
+    power <- min(length(units) - 1L, floor(log(bytes, 1000)))
+    paste(formatC(bytes / 1000^power, digits = 3L, width = 1L, format = "fg"), units[power + 1L])
+  }
+
+  # --- objects that come and go -----------------------------------------------------------------
+
+  if (!exists("kept", inherits = FALSE)) {
+    kept <- new.env(parent = emptyenv())
+  }
+
+  # Hold a value until `pack` or `drop` asks for it.
+  keep <- function(transfer, value) {
+    force(value) # before any function of ours is called: warnings would name that
+    assign(transfer, value, envir = kept)
+    invisible(get0(".Last.value", envir = baseenv()))
+  }
+
+  drop <- function(transfer) {
+    if (exists(transfer, envir = kept, inherits = FALSE)) {
+      rm(list = transfer, envir = kept)
+    }
+    object(dropped = "true")
+  }
+
+  # Append the kept value, or else the one of that name, to the file.
+  pack <- function(path, name = NULL, transfer = NULL) answering({
+    if (!is.null(transfer) && exists(transfer, envir = kept, inherits = FALSE)) {
+      value <- get(transfer, envir = kept)
+    } else if (is.null(name)) {
+      return(object(missing = "true", near = "[]"))
+    } else {
+      place <- place_of(name)
+      if (is.null(place)) {
+        return(object(missing = "true", near = listed(quoted(near_names(name)))))
+      }
+      value <- get(name, envir = place)
+    }
+    size <- write_value(value, path)
+    if (!is.null(transfer)) drop(transfer)
+    object(size = numbered(size), type = quoted(class(value)[1L]), text = quoted(describe(value)))
+  })
+
+  write_value <- function(value, path) {
+    before <- file.size(path)
+    if (is.na(before)) before <- 0
+    file <- file(path, "ab") # what stands before it stays
+    open <- TRUE
+    on.exit(if (open) close(file))
+    serialize(value, file, ascii = FALSE, xdr = FALSE, version = 3L)
+    end <- seek(file, rw = "write")
+    close(file)
+    open <- FALSE
+    written <- file.size(path)
+    if (is.finite(written) && written < end) {
+      stop("there is no room for it: ", in_units(end))
+    }
+    written - before
+  }
+
+  # Give the value in the file a name.
+  bind <- function(path, name, overwrite = TRUE) answering({
+    old <- if (exists(name, envir = globalenv(), inherits = FALSE)) describe_binding(name)
+    if (!is.null(old) && !isTRUE(overwrite)) {
+      return(object(exists = quoted(old)))
+    }
+    file <- file(path, "rb")
+    on.exit(close(file))
+    value <- unserialize(file)
+    text <- describe(value)
+    assign(name, value, envir = globalenv())
+    object(name = quoted(name), text = quoted(text), replaced = if (is.null(old)) "null" else quoted(old))
+  })
+
+  describe_found <- function(name, place) {
+    if (identical(place, globalenv())) describe_binding(name) else describe(get(name, envir = place))
+  }
+
+  # What a variable is; promises are not forced.
+  describe_binding <- function(name) {
+    held <- read_binding(name, globalenv())
+    switch(held$kind, value = describe(held$value), promise = "promise", active = "active binding")
+  }
+
+  # Whether there is such an object: a variable, or data of an attached package.
+  find <- function(name) answering({
+    place <- place_of(name)
+    found <- !is.null(place) && (identical(place, globalenv()) || !is_function_name(name))
+    object(found = truth(found), text = quoted(if (found) describe_found(name, place) else ""))
+  })
+
+  remove <- function(name) answering({
+    if (!exists(name, envir = globalenv(), inherits = FALSE)) {
+      return(object(missing = "true", near = listed(quoted(near_names(name)))))
+    }
+    rm(list = name, envir = globalenv())
+    object(removed = "true")
+  })
+
+  # At most three names of the user's that look like it.
+  near_names <- function(name) {
+    names <- ls(globalenv())
+    distance <- if (length(names)) utils::adist(name, names, ignore.case = TRUE)[1L, ] else numeric()
+    near <- which(distance <= max(1, nchar(name) %/% 3))
+    utils::head(names[near[order(distance[near])]], 3L)
+  }
+
+  # --- plots ------------------------------------------------------------------------------------
+  #
+  # Plots are drawn on a PDF device that writes to nowhere and records. A page is rendered when it
+  # is finished (the next one begins, or its device closes) or when a command has ended. It keeps
+  # its id: drawn upon in a later command, it comes again as an update.
+
+  if (!exists("sheets", inherits = FALSE)) {
+    sheets <- list() # by the number of the device: the page that is on it now
+    rendered <- list() # what is to be shown next
+    last_page <- 0L
+    drawing <- FALSE # whether it is we who draw
+  }
+
+  open_device <- function(width = 7, height = 7, ...) {
+    grDevices::pdf(NULL, width = width, height = height)
+    grDevices::dev.control("enable")
+    sheets[[as.character(grDevices::dev.cur())]] <<- new_sheet()
+    invisible()
+  }
+
+  new_sheet <- function() {
+    last_page <<- last_page + 1L
+    list(id = paste0("plot-", last_page), number = last_page, steps = 0L, is_shown = FALSE)
+  }
+
+  is_ours <- function(device) {
+    number <- as.character(device)
+    if (is.null(sheets[[number]])) {
+      return(FALSE)
+    }
+    devices <- get(".Devices", envir = baseenv())
+    name <- if (device <= length(devices)) devices[[device]] else ""
+    file <- attr(name, "filepath")
+    ours <- identical(as.character(name), "pdf") && (is.null(file) || !nzchar(file))
+    if (!ours) sheets[[number]] <<- NULL
+    ours
+  }
+
+  # The new and the changed plots: files that the caller removes. "" when there are none.
+  plots <- function() {
+    for (device in as.integer(names(sheets))) {
+      save_page(device, FALSE)
+    }
+    if (!length(rendered)) {
+      return("")
+    }
+    taken <- rendered
+    rendered <<- list()
+    object(plots = listed(unlist(taken)))
+  }
+
+  # The page on that device, if something was drawn since it was last shown, goes to `rendered`.
+  save_page <- function(device, is_finished) {
+    if (drawing || !is_ours(device)) {
+      return(invisible())
+    }
+    drawing <<- TRUE
+    current <- grDevices::dev.cur()
+    on.exit({
+      drawing <<- FALSE
+      if (grDevices::dev.cur() != current) grDevices::dev.set(current)
+    })
+    sheet <- sheets[[as.character(device)]]
+    if (device != current) grDevices::dev.set(device)
+    page <- tryCatch(grDevices::recordPlot(), error = function(problem) NULL)
+    steps <- length(page[[1L]])
+    if (steps != sheet$steps && has_content(page)) {
+      rendered[[length(rendered) + 1L]] <<- shown(page, sheet)
+      sheet$steps <- steps
+      sheet$is_shown <- TRUE
+    }
+    sheets[[as.character(device)]] <<- if (is_finished) new_sheet() else sheet
+    invisible()
+  }
+
+  invisible_steps <- c(
+    "C_par", "C_layout", "C_clip", "C_plot_window", "C_strWidth", "C_strHeight", "palette", "palette2",
+    "gridDirty", "setGPar", "setviewport", "upviewport", "downviewport", "initGPar", "initViewport"
+  )
+
+  has_content <- function(page) {
+    for (step in page[[1L]]) {
+      name <- tryCatch(step[[2L]][[1L]][["name"]], error = function(problem) NULL)
+      if (is.null(name) || !name %in% invisible_steps) {
+        return(TRUE)
+      }
+    }
+    FALSE
+  }
+
+  shown <- function(page, sheet) {
+    common <- c(
+      id = quoted(sheet$id), update = truth(sheet$is_shown),
+      text = quoted(paste0("<plot ", sheet$number, ">"))
+    )
+    tryCatch(
+      {
+        size <- grDevices::dev.size("in")
+        drawn <- suppressWarnings(render(page, size))
+        object(c(common,
+          path = quoted(drawn$path), mime = quoted(drawn$mime),
+          width = numbered(size[1L]), height = numbered(size[2L])
+        ))
+      },
+      error = function(problem) {
+        object(c(common, failed = quoted(paste("the plot could not be drawn:", words_of(problem)))))
+      }
+    )
+  }
+
+  dots_per_inch <- 100
+
+  render <- function(page, size) {
+    force(page) # else it would be recorded from the device that is opened now
+    path <- tempfile("plot-", tempdir(check = TRUE))
+    mime <- open_renderer(path, size)
+    device <- grDevices::dev.cur()
+    on.exit({
+      if (device %in% grDevices::dev.list()) grDevices::dev.off(device)
+      unlink(path)
+    })
+    grDevices::replayPlot(page)
+    grDevices::dev.off(device)
+    if (!isTRUE(file.size(path) > 0)) {
+      stop("nothing was drawn")
+    }
+    on.exit()
+    list(path = path, mime = mime)
+  }
+
+  open_renderer <- function(path, size) {
+    pixels <- pmax(1, round(size * dots_per_inch))
+    if (capabilities("cairo")) {
+      grDevices::png(path, pixels[1L], pixels[2L], res = dots_per_inch, type = "cairo", bg = "white")
+    } else if (nzchar(system.file(package = "ragg"))) {
+      getExportedValue("ragg", "agg_png")(path, pixels[1L], pixels[2L], res = dots_per_inch)
+    } else {
+      grDevices::pdf(path, size[1L], size[2L], onefile = TRUE)
+      return("application/pdf")
+    }
+    "image/png"
+  }
+
+  # Hooks: a page is about to be begun; a device is about to be closed.
+  before_base_page <- function(...) {
+    if (!drawing && is_ours(grDevices::dev.cur()) && isTRUE(graphics::par("page"))) {
+      save_page(grDevices::dev.cur(), TRUE)
+    }
+  }
+
+  before_grid_page <- function(...) {
+    if (!drawing && is_ours(grDevices::dev.cur())) {
+      save_page(grDevices::dev.cur(), TRUE)
+    }
+  }
+
+  before_close <- function(device) {
+    if (!drawing && is_ours(device)) {
+      save_page(device, TRUE)
+      sheets[[as.character(device)]] <<- NULL
+    }
+  }
+
+  # --- in place of a terminal and a screen --------------------------------------------------------
+
+  exit <- NULL # the status that `q()` was called with in this command
+
+  # `q()` ends the command and never the session: the worker looks at `exit`.
+  leave <- function(save = "default", status = 0, runLast = TRUE) {
+    if (Sys.getpid() != process) {
+      return(originals$quit(save, status, runLast))
+    }
+    status <- suppressWarnings(as.integer(status))[1L]
+    exit <<- if (is.na(status)) 0L else status
+    invokeRestart("abort")
+  }
+
+  # An interrupt that came while R waited for a line is acted upon at once.
+  checked <- function(value) {
+    Sys.sleep(0)
+    value
+  }
+
+  ask_line <- function(prompt = "") checked(originals$readline(prompt))
+
+  # That function, with a look for an interrupt after each reading of a line in C.
+  checking <- function(original) {
+    changed <- original
+    body(changed) <- check_after_reading(body(original))
+    environment(changed) <- environment(original)
+    changed
+  }
+
+  check_after_reading <- function(code) {
+    if (!is.call(code)) {
+      return(code)
+    }
+    reads <- identical(code[[1L]], quote(.Internal)) && identical(code[[2L]][[1L]], quote(scan))
+    if (reads || length(code) > 1L && identical(code[[2L]], quote(C_menu))) {
+      return(as.call(list(checked, code)))
+    }
+    for (place in seq_along(code)) {
+      if (is.call(code[[place]])) code[[place]] <- check_after_reading(code[[place]])
+    }
+    code
+  }
+
+  # That function, with a call of ours before all else.
+  beginning <- function(original, call) {
+    changed <- original
+    body(changed) <- as.call(list(quote(`{`), call, body(original)))
+    environment(changed) <- environment(original)
+    changed
+  }
+
+  show_files <- function(files, header = "", title = "", delete.file = FALSE) {
+    if (length(title) && nzchar(title[1L])) cat(title[1L], "\n\n", sep = "")
+    for (place in seq_along(files)) {
+      if (isTRUE(nzchar(header[place]))) cat(header[place], "\n\n", sep = "")
+      text <- tryCatch(readLines(files[place], warn = FALSE), error = function(problem) {
+        paste0("the file `", files[place], "` cannot be read")
+      })
+      writeLines(gsub("[^\n]\b", "", text))
+    }
+    if (isTRUE(delete.file)) unlink(files)
+    invisible()
+  }
+
+  show_address <- function(url, ...) {
+    cat(url, "\n", sep = "")
+    invisible()
+  }
+
+  refuse_to_edit <- function(...) {
+    stop("there is no editor here; copy the file, edit it where you are, and copy it back", call. = FALSE)
+  }
+
+  # Put our function in the place of theirs, wherever that package shows it.
+  replace <- function(name, package, replacement) {
+    places <- if (package == "base") list(baseenv()) else list(asNamespace(package))
+    attached <- match(paste0("package:", package), search())
+    if (package != "base" && !is.na(attached)) places <- c(places, as.environment(attached))
+    for (place in places) {
+      was_locked <- bindingIsLocked(name, place)
+      if (was_locked) unlockBinding(name, place)
+      assign(name, replacement, envir = place)
+      if (was_locked) lockBinding(name, place)
+    }
+  }
+
+  # --- R at the end of pipes ----------------------------------------------------------------------
+  #
+  # Used by `r_pipe.py` alone, which types two short lines and no others: one calls `turn`, which
+  # does what the file `request` says; the other is a name bound to a promise, in which the user's
+  # expression is evaluated. To force a promise makes no frame and leaves visibility alone: so all is
+  # as if the expression itself had been typed, however long it is.
+
+  # `nonce` begins the two names and our prompt. `environment`: variables as the user is to see them.
+  open_pipes <- function(folder, nonce, environment) {
+    pipes <<- new.env(parent = environment())
+    pipes$folder <- folder
+    pipes$nonce <- nonce
+    for (name in names(environment)) {
+      if (is.na(environment[[name]])) Sys.unsetenv(name) else do.call(Sys.setenv, environment[name])
+    }
+    assign(paste0(nonce, "t"), turn, envir = .AutoloadEnv)
+    hello <- object(
+      kind = quoted("hello"), prompt = quoted(getOption("prompt")), tempdir = quoted(tempdir()),
+      errors = listed(quoted(c(gettext("Error: ", domain = "R"), gettext("Error in ", domain = "R")))),
+      version = quoted(paste(R.version$major, R.version$minor, sep = "."))
+    )
+    set_prompt()
+    tell_worker(hello)
+    invisible(get0(".Last.value", envir = baseenv()))
+  }
+
+  set_prompt <- function() options(prompt = paste0(pipes$nonce, "> "), continue = paste0(pipes$nonce, "+ "))
+
+  # Each message opens and closes: so the user finds no connections of ours, and closes none.
+  tell_worker <- function(text) {
+    channel <- fifo(file.path(pipes$folder, "tell"), "wb", blocking = TRUE)
+    on.exit(close(channel))
+    writeLines(text, channel, useBytes = TRUE)
+  }
+
+  wait_for_worker <- function() {
+    channel <- fifo(file.path(pipes$folder, "go"), "rb", blocking = TRUE)
+    on.exit(close(channel))
+    readBin(channel, "raw", 1L)
+  }
+
+  turn <- function() {
+    suspendInterrupts({
+      forget_value()
+      set_prompt()
+      answer <- answering(eval(parse(file.path(pipes$folder, "request"), encoding = "UTF-8"), pipes))
+      tell_worker(object(kind = quoted("answer"), data = if (nzchar(answer)) answer else "{}"))
+    })
+    invisible(get0(".Last.value", envir = baseenv()))
+  }
+
+  # Read the code of a run; `timed` also gives the source of each expression.
+  begin <- function(filename = "", keep = NULL, width = 0L, timed = FALSE) {
+    if (width > 0L) options(width = max(10L, min(width, 10000L)))
+    file <- file.path(pipes$folder, "code")
+    lines <- readLines(file, encoding = "UTF-8", warn = FALSE)
+    with_source <- timed || isTRUE(getOption("keep.source"))
+    code <- tryCatch(
+      if (with_source) {
+        parse(text = lines, keep.source = TRUE, srcfile = srcfilecopy(filename, lines), encoding = "UTF-8")
+      } else {
+        parse(text = lines, keep.source = FALSE, encoding = "UTF-8")
+      },
+      error = function(problem) NULL
+    )
+    if (is.null(code)) {
+      return(check(paste(lines, collapse = "\n"), if (nzchar(filename)) filename else "<input>"))
+    }
+    texts <- if (timed) source_of(code) else character()
+    if (!is.null(keep)) {
+      block <- as.call(c(as.name("{"), as.list(code)))
+      code <- list(as.call(list(quote(.remoter$keep), keep, block)))
+    }
+    pipes$code <- code
+    started <- state()
+    if (length(code)) prepare(1L)
+    object(count = numbered(length(code)), texts = listed(quoted(texts)), state = started)
+  }
+
+  source_of <- function(code) {
+    vapply(attr(code, "srcref"), function(place) paste(as.character(place), collapse = "\n"), "")
+  }
+
+  # Bind the name to the promise of that expression.
+  prepare <- function(number) {
+    exit <<- NULL
+    mark_traceback()
+    eval(call("delayedAssign", "given", pipes$code[[number]], globalenv(), pipes))
+    bind_value()
+  }
+
+  # How the last expression ended, and the next one made ready.
+  step <- function(number) {
+    ended <- state()
+    prepare(number)
+    ended
+  }
+
+  bind_value <- function() {
+    evaluate <- quote({
+      held <- .Internal(withVisible(given))
+      is_evaluated(held$visible)
+      if (held$visible) held$value else invisible(held$value)
+    })
+    eval(call("delayedAssign", paste0(pipes$nonce, "v"), evaluate, pipes, .AutoloadEnv))
+  }
+
+  # Between evaluating and printing: what comes from now on is the value's text.
+  is_evaluated <- function(is_visible) {
+    suspendInterrupts({
+      set_prompt()
+      tell_worker(object(kind = quoted("value"), visible = truth(is_visible)))
+      if (is_visible) wait_for_worker()
+    })
+  }
+
+  # A value of which a promise has hold would be copied when it is changed.
+  forget_value <- function() {
+    pipes$held <- pipes$given <- NULL
+    assign(paste0(pipes$nonce, "v"), NULL, envir = .AutoloadEnv)
+  }
+
+  # R replaces `.Traceback` at each error and interrupt: one that bears our mark is an old one.
+  mark_traceback <- function() {
+    calls <- get0(".Traceback", envir = baseenv(), inherits = FALSE)
+    pipes$had_traceback <- exists(".Traceback", envir = baseenv(), inherits = FALSE)
+    if (pipes$had_traceback && is.null(attr(calls, "remoter"))) {
+      if (is.null(calls)) calls <- list()
+      attr(calls, "remoter") <- TRUE
+      assign(".Traceback", calls, envir = baseenv())
+    }
+  }
+
+  # How the last expression ended.
+  state <- function() {
+    exists_now <- exists(".Traceback", envir = baseenv(), inherits = FALSE)
+    calls <- get0(".Traceback", envir = baseenv(), inherits = FALSE)
+    texts <- vapply(as.list(calls), function(call) paste(call, collapse = "\n"), "")
+    object(
+      message = quoted(geterrmessage()),
+      jumped = truth(exists_now && is.null(attr(calls, "remoter"))),
+      traceback = listed(quoted(texts)),
+      exit = if (is.null(exit)) "null" else numbered(exit),
+      sinks = numbered(sink.number()),
+      directory = quoted(getwd()),
+      time = listed(numbered(proc.time()[1:3]))
+    )
+  }
+
+  # How the last expression ended; and whether there may be plots.
+  finish <- function() {
+    pipes$code <- NULL
+    object(state = state(), plots = truth(length(sheets) + length(rendered) > 0L))
+  }
+
+  # Runs once, also when this file is read again.
+  if (!exists("originals", inherits = FALSE)) {
+    process <- Sys.getpid()
+    pipes <- NULL
+    originals <- list(
+      quit = base::quit, readline = base::readline, scan = base::scan,
+      menu = utils::menu, dev.off = grDevices::dev.off
+    )
+    replace("quit", "base", leave)
+    replace("q", "base", leave)
+    replace("readline", "base", ask_line)
+    replace("scan", "base", checking(originals$scan))
+    replace("menu", "utils", checking(originals$menu))
+    replace(
+      "dev.off", "grDevices",
+      beginning(originals$dev.off, as.call(list(function(device) before_close(device), quote(which))))
+    )
+    options(
+      pager = function(...) show_files(...),
+      browser = function(...) show_address(...),
+      editor = function(...) refuse_to_edit(...),
+      menu.graphics = FALSE,
+      device = function(...) open_device(...)
+    )
+    setHook("before.plot.new", function(...) before_base_page(...))
+    setHook("before.grid.newpage", function(...) before_grid_page(...))
+  }
+
+  invisible(environment())
+})
