@@ -23,6 +23,7 @@ STEPS = [
     "login shell",
     "python",
     "remoter",
+    "R",
     "session",
     "forwarding",
     "key",

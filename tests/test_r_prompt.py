@@ -186,6 +186,25 @@ def test_code_here_asks_is_interrupted_and_may_even_end_r(prompt):
     assert said(terminal, "lsc()") == ["character(0)"]
 
 
+def test_a_slow_start_of_r_here_is_said_and_what_its_profile_prints_is_shown(prompt, tmp_path):
+    profile = tmp_path / "profile.R"
+    profile.write_text("cat('hello from', 'the profile\\n'); Sys.sleep(1); stop('oh')\n")
+    terminal = prompt(environment={"R_PROFILE_USER": str(profile)})
+    lines = said(terminal, "evalc(6 * 7)")
+    assert "-- starting R here for `evalc`\n" in terminal.screen()
+    assert lines[0] == "hello from the profile"
+    assert lines[-1] == "[1] 42"
+    assert any("oh" in line for line in lines[1:-1])
+
+
+def test_an_r_that_does_not_start_here_is_an_error_here_and_the_session_goes_on(prompt, tmp_path):
+    profile = tmp_path / "profile.R"
+    profile.write_text("quit()\n")
+    terminal = prompt(environment={"R_PROFILE_USER": str(profile)})
+    assert said(terminal, "evalc(1)")[0].startswith("error: cannot start R")
+    assert enter(terminal, "6 * 7").endswith("[1] 42\nremoter>")
+
+
 def test_r_here_ends_with_a_prompt_that_is_killed(prompt, r_served):
     terminal = prompt()
     [line] = said(terminal, "evalc(Sys.getpid())")

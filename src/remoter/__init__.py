@@ -1,4 +1,4 @@
-"""remoter: control a remote Python session from your local one.
+"""remoter: control a remote Python or R session from your local one.
 
 The public names and nothing else; each is loaded when it is first used, so that
 `import remoter` and `remoter --help` stay fast.

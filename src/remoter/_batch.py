@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ._config import SUFFIXES
 from ._errors import (
     AddressError,
     RemoterError,
@@ -83,7 +84,8 @@ def batch(
     if (file is None) == (script is None):
         raise AddressError("`batch` takes exactly one of `file` and `script`", id="usage")
     code, name = (read_script(file), os.fspath(file)) if file is not None else (script or "", "<script>")
-    with connect(addr, port, password, secure=secure) as session:
+    lang = SUFFIXES.get(os.path.splitext(file)[1]) if file is not None else None  # noqa: PTH122
+    with connect(addr, port, password, secure=secure, lang=lang) as session:
         ending = _follow(session, code, filename=name, timer=timer, keep_going=keep_going)
         if ending.status == "unread":
             raise BrokenPipeError(errno.EPIPE, "nobody reads the output of the script")

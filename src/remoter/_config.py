@@ -18,8 +18,12 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Literal
 
 from ._errors import RemoterError
+
+SUFFIXES: dict[str, Literal["python", "r"]] = {".py": "python", ".R": "r", ".r": "r"}
+"""The language of a script, by the end of its name."""
 
 try:
     import fcntl

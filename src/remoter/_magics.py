@@ -90,6 +90,8 @@ class Magics:
 
             --start                     start a session if none runs: also on this machine
             --password-file FILE        the server's password; else you are asked
+            --lang LANG                 python or r: of the session that is meant, or started
+            --r PATH                    the R that runs there
             --prelude TEXT              shell text to run there first, as "module load python"; with ssh
             --python PATH               the interpreter of a session that is started
             --install                   put remoter there if it is missing; with ssh
@@ -136,6 +138,8 @@ class Magics:
         """
         with _shown_plainly():
             typed = _split_objects(line, "pull")
+            if typed[1] is not None:
+                _objects.check_name(typed[1])
             session = self._find(_parse(""))
             is_name = session._crossing.plain_name
             objects = _name_objects(*typed, "pull", is_name, _objects.check_name)
@@ -206,6 +210,8 @@ def _connect(wanted: argparse.Namespace, address: str) -> Session:
         start=True if wanted.start else None,
         python=wanted.python,
         prelude=wanted.prelude,
+        lang=wanted.lang,
+        r=wanted.r,
         install=wanted.install,
         secure=not wanted.insecure,
         trust=wanted.trust,
@@ -278,8 +284,9 @@ def _parse(line: str) -> argparse.Namespace:
     parser.add_argument("address", nargs="?")
     for option in ("start", "install", "insecure", "trust", "close"):
         parser.add_argument(f"--{option}", action="store_true")
-    for option in ("password-file", "prelude", "python"):
+    for option in ("password-file", "prelude", "python", "r"):
         parser.add_argument(f"--{option}")
+    parser.add_argument("--lang", choices=("python", "r"))
     try:
         words = shlex.split(line)
     except ValueError as error:
@@ -287,28 +294,33 @@ def _parse(line: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _split_objects(line: str, magic: str) -> tuple[str, str | None]:
-    """What is to cross, and the name after `--as`. Raises RemoterError: there is nothing."""
+def _split_objects(line: str, magic: str) -> tuple[list[str], str | None]:
+    """The names, or the one expression, that are to cross, and the name after `--as`. Raises RemoterError."""
     match = re.fullmatch(r"(?P<source>.*?)(?:(?:^|\s)--as[\s=]+(?P<name>\S+))?", line.strip(), re.DOTALL)
     source, name = (match["source"].strip(), match["name"]) if match else ("", None)
-    if not source or source.split()[-1] == "--as":
+    words = source.split()
+    if not words or words[-1] == "--as":
         raise RemoterError(
             f"`%{magic}` takes names", hints=f"`%{magic} x y`, or `%{magic} x --as z`", id="usage"
         )
-    return source, name
+    if name is None and not all(re.fullmatch(r"[\w.]+", word) for word in words):
+        raise _nameless(source, magic)
+    if name is not None and len(words) > 1 and all(map(_is_name, words)):
+        raise RemoterError(f"one name for {len(words)} objects", hints=f"a `%{magic}` for each", id="usage")
+    return ([source], name) if name is not None else (words, None)
 
 
 def _name_objects(
-    source: str,
+    sources: list[str],
     name: str | None,
     magic: str,
     is_name: Callable[[str], object],
     check_name: Callable[[str], str],
 ) -> list[tuple[str, str]]:
-    """What is to cross and what it is to be called on the other side: several names, or one expression.
+    """Each with what it is to be called on the other side.
 
     Args:
-        source, name: what was typed.
+        sources, name: what was typed.
         magic: after which magic.
         is_name: whether the language on this end of the way takes it for a name.
         check_name: the name as it will be at the other end, or an error.
@@ -316,20 +328,19 @@ def _name_objects(
     Raises:
         RemoterError: it cannot be understood. TransferError: a name cannot be one.
     """
-    words = source.split()
     if name is not None:
-        if len(words) > 1 and all(map(is_name, words)):
-            raise RemoterError(
-                f"one name for {len(words)} objects", hints=f"a `%{magic}` for each", id="usage"
-            )
-        return [(source, check_name(name))]
-    if not all(map(is_name, words)):
-        raise RemoterError(
-            f"`{source}` is no name, and what it gives needs one",
-            hints=f"`%{magic} {source} --as NAME`",
-            id="usage",
-        )
-    return [(word, check_name(word)) for word in words]
+        return [(sources[0], check_name(name))]
+    if not all(map(is_name, sources)):
+        raise _nameless(" ".join(sources), magic)
+    return [(source, check_name(source)) for source in sources]
+
+
+def _nameless(source: str, magic: str) -> RemoterError:
+    return RemoterError(
+        f"`{source}` is no name, and what it gives needs one",
+        hints=f"`%{magic} {source} --as NAME`",
+        id="usage",
+    )
 
 
 def _is_name(text: str) -> bool:

@@ -46,6 +46,10 @@ def close(value: Any, writer: Writer) -> Node | None:
     return writer.node(value.as_py()) if isinstance(value, library.Scalar) else None
 
 
+_TIBBLE = ("tbl_df", "tbl", "data.frame")
+"""Classes that a frame keeps whatever its rows are."""
+
+
 def _close_table(names: list[str], columns: list[Any], rows: int, writer: Writer) -> Node:
     nodes = []
     for name, column in zip(names, columns, strict=True):
@@ -107,8 +111,16 @@ def _close_frame(frame: Any, pandas: Any, writer: Writer) -> Node:
         nodes.append(close_column(frame.iloc[:, place].array, writer, fact))
         writer.places.pop()
         names.append(name)
-    more = writer.attributes(facts.attributes) if facts else {}
-    return _frame_node(names, nodes, rows, more)
+    more = _fitting(facts, len(frame), names) if facts else {}
+    return _frame_node(names, nodes, rows, writer.attributes(more))
+
+
+def _fitting(facts: RFacts, height: int, names: list[Any]) -> dict[str, Any]:
+    """The attributes of a frame that say nothing of rows and columns that it has not any more."""
+    if facts.shape == (height, *names):
+        return facts.attributes
+    classes = _listed(facts.attributes.get("class", "data.frame"))
+    return {"class": objects([name for name in _TIBBLE if name in classes])}
 
 
 def _close_rows(frame: Any, pandas: Any) -> tuple[Node, Any]:
@@ -240,18 +252,10 @@ def _are_days(counts: Any, counted: tuple[str, int]) -> bool:
 def _restore(node: Node, array: Any, fact: Column, writer: Writer) -> Node:
     """The node with what R had besides, as far as that fits still."""
     if fact.original is not None and node.type == DOUBLE and hasattr(array, "_ndarray"):
-        doubles, counts = fact.original
-        now = _counts_like(array._ndarray, fact.values._ndarray)
-        if now is not None and len(now) == len(counts):
-            node = attach(
-                make(
-                    DOUBLE,
-                    numpy.where(
-                        now == _counts_like(fact.values._ndarray, fact.values._ndarray), doubles, node.data
-                    ),
-                ),
-                node.attributes,
-            )
+        doubles, counts, dtype = fact.original
+        if array._ndarray.dtype.kind == dtype.kind and len(array) == len(counts):
+            is_same = array._ndarray.astype(dtype).view("<i8") == counts
+            node = attach(make(DOUBLE, numpy.where(is_same, doubles, node.data)), node.attributes)
     if fact.storage == INTEGER and node.type == DOUBLE:
         node = _as_integers(node)
     classes = node.attributes.get("class")
@@ -272,12 +276,6 @@ def _restore(node: Node, array: Any, fact: Column, writer: Writer) -> Node:
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) or value is None else value
-
-
-def _counts_like(array: Any, other: Any) -> Any:
-    if array.dtype.kind != other.dtype.kind:
-        return None
-    return array.astype(other.dtype).view("<i8")
 
 
 def _as_integers(node: Node) -> Node:

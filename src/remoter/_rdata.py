@@ -196,6 +196,7 @@ class _Parser:
         self.types: set[int] = set()
         self.compact: list[Node] = []
         self.encoding = "utf-8"
+        self.count, self.afforded = 0, NODES_AT_ONCE
         self.address = _address_of(data) if settle and not data.readonly else None
         self.is_big = False
         self.read_int = struct.Struct("<i").unpack_from
@@ -251,7 +252,6 @@ class _Parser:
         """Each entry of the stack is a list of parts, how many of them are still to come, and where they stand."""
         root: list[Node] = []
         stack: list[tuple[list[Node], int, str]] = [(root, 1, "")]
-        count = 0
         while stack:
             parts, missing, place = stack.pop()
             if place:
@@ -261,9 +261,9 @@ class _Parser:
                 node, more = self.read_node()
                 parts.append(node)
                 missing -= 1
-                count += 1
-                if not count % NODES_AT_ONCE:
-                    _afford(NODES_AT_ONCE * NODE_COST, "a value of so many parts")
+                self.count += 1
+                if self.count > self.afforded:
+                    self.afford()
                 if more:
                     if missing:
                         stack.append((parts, missing, ""))
@@ -273,6 +273,11 @@ class _Parser:
                         stack.append((node.parts, more, ""))
                     break
         return root[0]
+
+    def afford(self) -> None:
+        """Memory for some more nodes and short texts; what there were so far has taken its own already."""
+        _afford(NODES_AT_ONCE * NODE_COST, "a value of so many parts")
+        self.afforded = self.count + NODES_AT_ONCE
 
     def read_node(self) -> tuple[Node, int]:
         """A node without its parts, and how many they are."""
@@ -393,6 +398,7 @@ class _Parser:
         if length <= SHORT or find_numpy() is None:
             if length > NODES_AT_ONCE:
                 _afford(length * TEXT_COST, "so many texts")
+            self.count += length
             return [self.read_text() for _ in range(length)]
         texts = Texts(self.data, self.position, length, self.is_big, self.encoding)
         self.position = texts.end

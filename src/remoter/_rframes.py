@@ -39,6 +39,7 @@ class RFacts(dict[str, Any]):
 
     columns: dict[tuple[Any, int], Column]
     attributes: dict[str, Any]
+    shape: tuple[Any, ...]
 
     def __deepcopy__(self, memo: Any) -> RFacts:
         return self
@@ -46,8 +47,8 @@ class RFacts(dict[str, Any]):
 
 class Column(NamedTuple):
     """A column of R's: its kind, a type or class; the values; attributes that they do not have, None for one
-    that they have and R had not; and the numbers in R with the counts that were made of them, if not all come
-    back from those.
+    that they have and R had not; and the numbers in R with the counts that were made of them and their dtype,
+    if not all come back from those.
     """
 
     kind: str
@@ -133,7 +134,7 @@ def _open_dates(node: Node, attributes: dict[str, Node], classes: list[Any]) -> 
         return None
     doubles = _as_doubles(node)
     days, wrong = _rtimes.count_days(doubles)
-    original = (doubles, days) if wrong.any() else None
+    original = doubles if wrong.any() else None
     del attributes["class"]
     return Vector("Date", days, days == NAT, None, {**attributes}, original, node.type)
 
@@ -143,7 +144,7 @@ def _open_moments(node: Node, attributes: dict[str, Node], classes: list[Any]) -
         return None
     doubles = _as_doubles(node)
     counts, unit, wrong = _rtimes.count(doubles)
-    original = (doubles, counts) if wrong.any() else None
+    original = doubles if wrong.any() else None
     del attributes["class"]
     zones = texts(attributes["tzone"]) if attributes.get("tzone", node).type == CHARACTER else []
     zone = zones[0] if zones and _rtimes.find_zone(zones[0]) is not None else "UTC"
@@ -161,7 +162,7 @@ def _open_spans(node: Node, attributes: dict[str, Node], classes: list[Any]) -> 
         return None
     doubles = _as_doubles(node)
     counts, unit, wrong = _rtimes.count(doubles, _rtimes.SECONDS[units[0]])
-    original = (doubles, counts) if wrong.any() else None
+    original = doubles if wrong.any() else None
     del attributes["class"]
     extra: dict[str, Node | None] = {**attributes}
     if units == ["secs"]:
@@ -246,7 +247,7 @@ def _open_rows(node: Node | None) -> tuple[Any, int | None]:
 # --- to pandas -------------------------------------------------------------------------------
 
 
-def open_frame(node: Node, value_of: Callable[..., Any], depth: int) -> Any:
+def open_frame(node: Node, value_of: Callable[..., Any]) -> Any:
     """A frame of pandas; None: it has columns that pandas has not."""
     frame = open_parts(node)
     if frame is None:
@@ -300,10 +301,11 @@ def _remember(made: Any, columns: list[tuple[Any, Column]], attributes: dict[str
     counts: dict[Any, int] = {}
     facts = RFacts()
     facts.columns, facts.attributes = {}, attributes
+    facts.shape = (len(made), *(name for name, _ in columns))
     for name, column in columns:
         place = counts[name] = counts.get(name, -1) + 1
         if not column.is_plain:
-            facts.columns[name, place] = column
+            facts.columns[name, place] = column._replace(values=None)
     if facts.columns or attributes:
         if "class" in attributes:
             facts["class"] = (
@@ -341,7 +343,10 @@ def _to_pandas(vector: Vector, value_of: Callable[..., Any]) -> Column:
     else:
         arrays = pandas.arrays
         made = (arrays.BooleanArray if kind == "logical" else arrays.IntegerArray)(values, missing)
-    return Column(kind, made, extra, vector.original, vector.storage)
+    original = None
+    if vector.original is not None:  # the counts as a copy: the user may change those in the column
+        original = vector.original, made._ndarray.view("<i8").copy(), made._ndarray.dtype
+    return Column(kind, made, extra, original, vector.storage)
 
 
 def _texts_to_pandas(values: Any) -> Any:
@@ -486,7 +491,8 @@ def _to_polars(name: str, vector: Vector, value_of: Callable[..., Any]) -> Any:
         return polars.Series(name, [value_of(item) for item in values])
     if kind == "factor":
         codes = numpy.where(missing, 0, values).astype("<u4")
-        made = polars.Series(name, codes).cast(polars.Enum(more[0]))
+        levels = polars.Series(name, more[0] or [""], dtype=polars.Enum(more[0] or [""]))
+        made = levels.gather(polars.Series(codes))
     elif kind == "Date":
         made = polars.Series(name, numpy.where(missing, 0, values).astype("<i4")).cast(polars.Date)
     elif kind == "POSIXct":

@@ -28,6 +28,9 @@ from ._rdata import (
 )
 from ._values import _afford
 
+DEPTH = 100
+"""Levels of lists within lists; what is deeper comes as an RValue."""
+
 MOST_TEXT = 80  # characters that say what an opaque value is
 
 _SCALARS = {LOGICAL: "<i", INTEGER: "<i", DOUBLE: "<d", COMPLEX: "<dd"}

@@ -22,6 +22,7 @@ from ._messages import Event
 from ._paper import columns
 from ._run import AskPerson, Run
 from ._transfer import Carrier
+from ._visits import read_until
 
 if TYPE_CHECKING:
     from ._client import Session
@@ -66,7 +67,7 @@ class RSide:
         show: Callable[[Event], None],
     ) -> None:
         self._write, self._say, self._ask, self._show = write, say, ask, show
-        self._starting: Future[Session] | None = None
+        self._starting: Future[tuple[Session, list[str]]] | None = None
 
     # --- what the prompt wants ---------------------------------------------------------------
 
@@ -107,7 +108,13 @@ class RSide:
             raise RemoterError(
                 f"no object `{cargo.text}` here", hints="`lsc()` lists what is here", id="name"
             ) from None
-        stream.write(f"{session.push(cargo.name, value, overwrite=cargo.overwrite)}\n")
+        try:
+            pushed = session.push(cargo.name, value, overwrite=cargo.overwrite)
+        except TransferError as error:
+            if error.id == "exists":
+                error.hints = ("leave `overwrite = FALSE` out, or give another name",)
+            raise
+        stream.write(f"{pushed}\n")
 
     def close(self) -> None:
         """The prompt ends, and R here with it."""
@@ -168,7 +175,7 @@ class RSide:
         if self._starting is not None and self._starting.done():
             if self._starting.exception() is not None:
                 self._starting = None
-            elif _is_over(self._starting.result()):
+            elif _is_over(self._starting.result()[0]):
                 self._say("R here has ended, and its objects are gone; it is started again")
                 self._drop()
         if self._starting is None:
@@ -176,10 +183,14 @@ class RSide:
             threading.Thread(
                 target=_start, args=(self._starting,), name="remoter-r-here", daemon=True
             ).start()
-        with contextlib.suppress(TimeoutError):
-            return self._starting.result(PATIENCE)
-        self._say(f"starting R here for `{word}`")
-        return self._starting.result()
+        try:
+            session, lines = self._starting.result(PATIENCE)
+        except TimeoutError:
+            self._say(f"starting R here for `{word}`")
+            session, lines = self._starting.result()
+        self._write("".join(f"{MARK}{line}\n" for line in lines))
+        lines.clear()
+        return session
 
     def _drop(self) -> None:
         """Have done with the session here, also if it is only starting."""
@@ -247,14 +258,16 @@ def _check_trust(session: Session, cargo: Cargo, ask: AskPerson) -> None:
             trust(target.locate().server_public, target.where)
 
 
-def _start(future: Future[Session]) -> None:
-    """In a thread of its own: start R and connect to it."""
+def _start(future: Future[tuple[Session, list[str]]]) -> None:
+    """In a thread of its own: start R and connect to it; what its profile printed comes with it."""
     from ._client import open_session
     from ._launcher import start_session
 
     try:
         ready, _ = start_session(lang="r", only_while=os.getpid(), port=0)
-        future.set_result(open_session(ready["record"]["name"], quiet=True, existing=True, timeout=STARTING))
+        session = open_session(ready["record"]["name"], quiet=True, existing=True, timeout=STARTING)
+        last = int((session._query("info").get("journal") or {}).get("last") or 0)
+        future.set_result((session, read_until(session, 0, last).last_lines()))
     except BaseException as error:
         future.set_exception(error)
 
@@ -267,11 +280,11 @@ def _is_over(session: Session) -> bool:
     return False
 
 
-def _end(starting: Future[Session]) -> None:
+def _end(starting: Future[tuple[Session, list[str]]]) -> None:
     """End a session here that has been started."""
     if starting.exception() is not None:
         return
-    session = starting.result()
+    session, _ = starting.result()
     with contextlib.suppress(RemoterError, TimeoutError):
         session._query("shutdown", timeout=ENDING)
     session.close()

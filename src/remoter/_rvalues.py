@@ -39,6 +39,7 @@ same value back to R, environments that are there twice included, if they go bac
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib
 import struct
 from typing import Any
@@ -60,10 +61,10 @@ from ._rdata import (
     dump,
     parse,
 )
-from ._rkinds import RDict, RList, RValue, RVector, open_plain, open_values
+from ._rkinds import DEPTH, RDict, RList, RValue, RVector, open_plain, open_values
 from ._rtexts import refuse
 from ._rwriter import Writer
-from ._values import DEPTH, _blaming, _named
+from ._values import _blaming, _named
 
 
 def write(value: Any) -> tuple[list[memoryview], list[str]]:
@@ -93,14 +94,16 @@ def read(data: memoryview, format: str | None = None) -> Any:
     """The Python value of a serialized value of R's. The memory belongs to it from then on.
 
     Args:
-        data: all of the stream, in memory of one's own: numbers stay in it.
+        data: all of the stream, in memory of one's own: numbers stay in it, and may be moved a little, so it can
+            be read once.
         format: "pandas", "polars", "arrow", "numpy", or "raw" for an RValue whatever it is.
 
     Raises:
         ValuesError: it is damaged, does not fit into memory, or has no such form.
     """
     if format == "raw":
-        return RValue(data, node=parse(data).root)
+        with _blaming("corrupt", "what the other end says of the value makes no sense"):
+            return RValue(data, node=parse(data).root)
     with _blaming("corrupt", "what the other end says of the value makes no sense"):
         root = parse(data, settle=True).root
         frames = _beside("_rframes") if format is not None else None
@@ -114,7 +117,8 @@ def read(data: memoryview, format: str | None = None) -> Any:
 
 def is_code(data: memoryview) -> bool:
     """Whether a stream holds anything but data: what R may evaluate or run, and environments, which hold anything."""
-    return parse(data).is_code
+    with _blaming("corrupt", "what the other end says of the value makes no sense"):
+        return parse(data).is_code
 
 
 def value_of(node: Node, depth: int = 0) -> Any:
@@ -137,7 +141,7 @@ def _open_list(node: Node, depth: int) -> Any:
     attributes = node.attributes
     classes = texts_of(attributes.get("class")) or ()
     if "data.frame" in classes and is_installed("pandas"):
-        frame = _beside("_rframes").open_frame(node, value_of, depth)
+        frame = _beside("_rframes").open_frame(node, functools.partial(value_of, depth=depth + 1))
         if frame is not None:
             return frame
     names = texts_of(attributes.pop("names", None))
@@ -166,7 +170,7 @@ def _open_vector(node: Node, attributes: dict[str, Node], depth: int) -> Any:
     if classes:
         value = _open_class(node, classes, attributes)
     elif set(attributes) == {"names"} and is_installed("pandas"):
-        value = _beside("_rframes").open_series(node, value_of)
+        value = _beside("_rframes").open_series(node, functools.partial(value_of, depth=depth + 1))
     if value is None and "dim" in attributes and "names" not in attributes and is_installed("numpy"):
         rest = {name: value_of(held, depth + 1) for name, held in attributes.items() if name != "dim"}
         shape = _beside("_rarrays").numbers(attributes["dim"]).tolist()

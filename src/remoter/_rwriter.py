@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import collections
 import datetime
 import decimal
 import fractions
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from . import _rtimes
-from ._rcompact import NA_INTEGER
+from ._rcompact import NA_INTEGER, is_installed
 from ._rdata import (
     CHARACTER,
     COMPLEX,
@@ -28,10 +29,10 @@ from ._rdata import (
     attach,
     make,
 )
-from ._rkinds import RDict, RList, RValue, RVector
+from ._rkinds import DEPTH, RDict, RList, RValue, RVector
 from ._rtexts import encode_texts
 from ._rtimes import RDate, RDatetime, RTimedelta
-from ._values import DEPTH, ValuesError, _find_numpy, _named
+from ._values import ValuesError, _find_numpy, _named
 
 NA_DOUBLE = struct.pack("<Q", 0x7FF00000000007A2)
 _TYPES = {name: type for type, name in NAMES.items() if type in WIDTHS or type in (CHARACTER, LIST)}
@@ -72,6 +73,8 @@ class Writer:
             column: Node | None = _beside("_rcolumns").close(value, self)
             if column is not None:
                 return column
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self.mapping(dict(zip(value._fields, value, strict=True)))
         for kind in (
             str,
             bool,
@@ -86,7 +89,7 @@ class Writer:
             frozenset,
             datetime.datetime,
         ):
-            if isinstance(value, kind) and type(value).__module__ != "enum":
+            if isinstance(value, kind):
                 return self.make_as(kind, value)
         if _find_numpy() is not None and isinstance(value, importlib.import_module("numpy").ndarray):
             return self.array(value)
@@ -106,6 +109,19 @@ class Writer:
             made: Node = _beside("_rarrays").close_array(value, self)
             return made
         return self.refuse(value)
+
+    def memory(self, value: Any) -> Node:
+        """Numbers of C's."""
+        view = memoryview(value)
+        if view.format in ("B", "c") and isinstance(value, memoryview):
+            return make(RAW, view.tobytes())
+        if view.format not in tuple("?bBhHiIlLqQfd"):
+            return self.refuse(value)
+        return (
+            self.array(importlib.import_module("numpy").asarray(view))
+            if is_installed("numpy")
+            else self.node(view.tolist())
+        )
 
     def refuse(self, value: Any) -> NoReturn:
         """R has nothing like it."""
@@ -320,7 +336,9 @@ _MAKERS: dict[type, Any] = {
     str: lambda writer, value: writer.texts([value]),
     bytes: lambda writer, value: make(RAW, value),
     bytearray: lambda writer, value: make(RAW, value),
-    memoryview: lambda writer, value: make(RAW, value.tobytes()),
+    memoryview: Writer.memory,
+    array.array: Writer.memory,
+    collections.deque: Writer.sequence,
     RValue: lambda writer, value: value.node,
     RVector: Writer.vector_of,
     RList: Writer.sequence,

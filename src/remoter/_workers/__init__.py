@@ -22,6 +22,7 @@ def worker_command(configuration: dict[str, Any], directory: str, worker_id: str
     environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     if is_r:
         environment.update(_utf8(environment))
+        environment.pop("R_HOME", None)  # R knows its own, and complains of another
     return {"argv": arguments, "env": environment, "cwd": configuration["cwd"]}
 
 

@@ -20,10 +20,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
 
   # Texts as JSON strings, all at once; NA is null.
   quoted <- function(texts) {
-    texts <- enc2utf8(as.character(texts))
+    texts <- as.character(texts)
+    if (!length(texts)) {
+      return(character())
+    }
     absent <- is.na(texts)
-    broken <- !absent & !validUTF8(texts)
-    texts[broken] <- iconv(texts[broken], "latin1", "UTF-8")
+    texts <- repaired(texts)
     texts <- gsub("\\", "\\\\", texts, fixed = TRUE)
     texts <- gsub("\"", "\\\"", texts, fixed = TRUE)
     if (any(grepl("[\001-\037\177]", texts))) {
@@ -34,6 +36,14 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     }
     texts <- paste0("\"", texts, "\"")
     texts[absent] <- "null"
+    texts
+  }
+
+  # As UTF-8; bytes that are no text become `<ff>`.
+  repaired <- function(texts) {
+    texts <- enc2utf8(texts)
+    broken <- !is.na(texts) & !validUTF8(texts)
+    texts[broken] <- iconv(texts[broken], "UTF-8", "UTF-8", sub = "byte")
     texts
   }
 
@@ -344,10 +354,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     active <- vapply(names, bindingIsActive, NA, env = globalenv())
     passive <- names[!active]
     copies <- new.env(hash = TRUE, parent = emptyenv())
-    # The one way in R to hold bindings without forcing them. They are removed again, or else R
-    # would take each value for shared from then on, and copy it when it is changed.
-    .Internal(importIntoEnv(copies, passive, globalenv(), passive))
-    on.exit(rm(list = passive, envir = copies))
+    on.exit(rm(list = ls(copies, all.names = TRUE), envir = copies))
+    copy_bindings(passive, globalenv(), copies)
     rows <- lapply(names, function(name) {
       if (active[[name]]) row("active binding", text = "computed when it is read") else row_of(name, copies)
     })
@@ -376,7 +384,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
           row(class(value)[1L], shape, size_of(value), short(value))
         }
       },
-      error = function(problem) row(class(problem)[1L], text = "<cannot be shown>")
+      error = function(problem) row("object", text = "<cannot be shown>")
     )
   }
 
@@ -386,9 +394,22 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       return(list(kind = "active"))
     }
     copies <- new.env(hash = TRUE, parent = emptyenv())
-    .Internal(importIntoEnv(copies, name, place, name))
     on.exit(rm(list = name, envir = copies))
+    copy_bindings(name, place, copies)
     held_by(name, copies)
+  }
+
+  # The one way in R to hold bindings without forcing promises. The copies must be removed again, or
+  # else R takes each value for shared from then on, and copies it when it is changed.
+  copy_bindings <- function(names, place, copies) {
+    tryCatch(.Internal(importIntoEnv(copies, names, place, names)), error = function(problem) {
+      if (length(names) > 1L) {
+        for (name in names) copy_bindings(name, place, copies)
+      } else {
+        # The variable of a loop: R keeps its number in the binding itself, and refuses to copy that.
+        assign(names, get(names, envir = place), envir = copies)
+      }
+    })
   }
 
   # `substitute` gives the code of a promise and the value of anything else; where the value may
@@ -459,7 +480,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       logical = , integer = , double = , complex = , raw = , character = short_vector(value),
       paste0("<", typeof(value), ">")
     )
-    text <- gsub("[[:cntrl:]]+", " ", enc2utf8(text))
+    text <- gsub("[[:cntrl:]]+", " ", repaired(text))
     if (nchar(text) > room) paste0(substr(text, 1L, room - 1L), "\u2026") else text
   }
 
@@ -487,13 +508,13 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     zone <- attr(value, "tzone", exact = TRUE)
     attributes(first) <- NULL
     texts <- if (is.character(first)) {
-      encodeString(substr(first, 1L, 60L), quote = "\"")
+      encodeString(substr(repaired(first), 1L, 60L), quote = "\"")
     } else if ("Date" %in% kind) {
       format.Date(structure(first, class = "Date"))
     } else if ("POSIXct" %in% kind) {
       format.POSIXct(structure(first, class = c("POSIXct", "POSIXt"), tzone = zone))
     } else if (is.double(first)) {
-      trimws(formatC(first, digits = 7L, width = 1L, format = "g"))
+      formatC(first, digits = 7L, width = 1L, format = "g", decimal.mark = ".")
     } else {
       as.character(first)
     }
@@ -638,7 +659,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     drawing <- FALSE # whether it is we who draw
   }
 
-  open_device <- function(width = 7, height = 7, ...) {
+  open_device <- function(width, height) {
     grDevices::pdf(NULL, width = width, height = height)
     grDevices::dev.control("enable")
     sheets[[as.character(grDevices::dev.cur())]] <<- new_sheet()
@@ -1052,7 +1073,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       browser = function(...) show_address(...),
       editor = function(...) refuse_to_edit(...),
       menu.graphics = FALSE,
-      device = function(...) open_device(...)
+      device = function(width = 7, height = 7, ...) open_device(width, height)
     )
     setHook("before.plot.new", function(...) before_base_page(...))
     setHook("before.grid.newpage", function(...) before_grid_page(...))
