@@ -14,6 +14,7 @@ from ._rarrays import (
     close_doubles,
     close_flat,
     close_integers,
+    objects,
     texts,
 )
 from ._rcompact import is_installed

@@ -216,12 +216,14 @@ class Writer:
     def vector(self, values: list[Any]) -> Node | None:
         """Values of one kind as a vector; None: they are none, or of several kinds."""
         kinds = set(map(type, values))
-        if (
-            len(kinds) == 1
-            and _find_numpy() is not None
-            and issubclass(next(iter(kinds)), importlib.import_module("numpy").generic)
-        ):
-            return self.array(importlib.import_module("numpy").array(values))
+        numpy = _find_numpy()
+        if numpy is not None and any(issubclass(kind, numpy.generic) for kind in kinds):
+            if len(kinds) == 1:
+                return self.array(numpy.array(values))
+            values = [
+                value.item() if isinstance(value, numpy.number | numpy.bool) else value for value in values
+            ]
+            kinds = set(map(type, values))
         kinds -= {type(None)}
         if kinds == {bool}:
             numbers = [NA_INTEGER if value is None else int(value) for value in values]

@@ -266,6 +266,8 @@ class Target:
 
     def look_at(self, file: str) -> None:
         """What a script is called tells in which language it is, unless that was typed."""
+        from ._config import SUFFIXES
+
         lang = SUFFIXES.get(os.path.splitext(file)[1])  # noqa: PTH122 - pathlib takes time
         if self.lang is None and lang is not None:
             self.lang, self.lang_from = lang, f"the name of `{os.path.basename(file)}`"  # noqa: PTH119
@@ -365,7 +367,7 @@ def read_password(file: str | None) -> str | None:
     """The password from the file or from the variable; never from the command line."""
     if file is None:
         return os.environ.get("REMOTER_PASSWORD") or None
-    from ._config import SUFFIXES, read_password
+    from ._config import read_password
 
     return read_password(file)
 

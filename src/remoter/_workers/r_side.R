@@ -48,7 +48,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   numbered <- function(numbers) {
-    texts <- sprintf("%.15g", as.double(numbers))
+    numbers <- as.double(numbers)
+    texts <- sprintf("%.15g", numbers)
     texts[!is.finite(numbers)] <- "null"
     texts
   }
@@ -357,34 +358,34 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     on.exit(rm(list = ls(copies, all.names = TRUE), envir = copies))
     copy_bindings(passive, globalenv(), copies)
     rows <- lapply(names, function(name) {
-      if (active[[name]]) row("active binding", text = "computed when it is read") else row_of(name, copies)
+      if (active[[name]]) c("active binding", "null", NA, "computed when it is read") else row_of(name, copies)
     })
-    parts <- vapply(rows, function(row) paste(row, collapse = ","), "")
-    object(variables = listed(paste0("{\"name\":", quoted(names), ",", parts, "}")[seq_along(names)]))
+    column <- function(place) vapply(rows, `[[`, "", place)
+    listed_rows <- paste0(
+      "{\"name\":", quoted(names), ",\"type\":", quoted(column(1L)), ",\"shape\":", column(2L),
+      ",\"size\":", numbered(column(3L)), ",\"text\":", quoted(one_line(column(4L))), "}"
+    )
+    object(variables = listed(listed_rows[seq_along(names)]))
   })
 
-  row <- function(type, shape = "null", size = NULL, text = "") {
-    c(
-      paste0("\"type\":", quoted(type)),
-      paste0("\"shape\":", shape),
-      paste0("\"size\":", if (is.null(size)) "null" else numbered(size)),
-      paste0("\"text\":", quoted(text))
-    )
-  }
-
+  # Class, shape (as JSON), bytes, and a line about the value; all as text.
   row_of <- function(name, copies) {
     tryCatch(
       {
         held <- held_by(name, copies)
         if (held$kind == "promise") {
-          row("promise", text = "computed when it is first read")
+          c("promise", "null", NA, "computed when it is first read")
         } else {
           value <- held$value
-          shape <- if (is.function(value)) "null" else listed(numbered(extent_of(value)))
-          row(class(value)[1L], shape, size_of(value), short(value))
+          size <- size_of(value)
+          c(
+            class(value)[1L],
+            if (is.function(value)) "null" else listed(sprintf("%.0f", as.double(extent_of(value)))),
+            if (is.null(size)) NA else size, short(value)
+          )
         }
       },
-      error = function(problem) row("object", text = "<cannot be shown>")
+      error = function(problem) c("object", "null", NA, "<cannot be shown>")
     )
   }
 
@@ -466,9 +467,17 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     NULL
   }
 
-  # One line about a value, of at most `room` characters; no method of the user is called.
-  short <- function(value, room = 80L) {
-    text <- switch(typeof(value),
+  # Each on one line, of at most 80 characters.
+  one_line <- function(texts, room = 80L) {
+    texts <- gsub("[[:cntrl:]]+", " ", repaired(texts))
+    long <- nchar(texts) > room
+    texts[long] <- paste0(substr(texts[long], 1L, room - 1L), "\u2026")
+    texts
+  }
+
+  # The beginning of a value; no method of the user is called.
+  short <- function(value) {
+    switch(typeof(value),
       "NULL" = "NULL",
       closure = paste0("function(", paste(names(formals(value)), collapse = ", "), ")"),
       builtin = , special = "function",
@@ -480,8 +489,6 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       logical = , integer = , double = , complex = , raw = , character = short_vector(value),
       paste0("<", typeof(value), ">")
     )
-    text <- gsub("[[:cntrl:]]+", " ", repaired(text))
-    if (nchar(text) > room) paste0(substr(text, 1L, room - 1L), "\u2026") else text
   }
 
   short_list <- function(value) {
@@ -514,7 +521,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     } else if ("POSIXct" %in% kind) {
       format.POSIXct(structure(first, class = c("POSIXct", "POSIXt"), tzone = zone))
     } else if (is.double(first)) {
-      formatC(first, digits = 7L, width = 1L, format = "g", decimal.mark = ".")
+      sprintf("%.7g", first)
     } else {
       as.character(first)
     }
