@@ -92,7 +92,9 @@ class Remoter:
         run.interrupt()
         for _ in events:
             pass
-        return time.perf_counter() - began
+        elapsed = time.perf_counter() - began
+        assert run.status == "interrupted", run.status
+        return elapsed
 
     def close(self):
         self.session.close()

@@ -151,7 +151,7 @@ def start():
             peer.close()
     mine, theirs, bare = (statistics.median(found[name]) for name in ("ours", "kernel", "rscript"))
     title = "start of R to first `1+1`"
-    row(title, milliseconds(mine), f"IRkernel {milliseconds(theirs)}", ratio(mine, theirs))
+    row(title, milliseconds(mine), f"IRkernel {theirs:.3g} s", ratio(mine, theirs))
     row(title, milliseconds(mine), f"`Rscript -e 1+1` {milliseconds(bare)}", ratio(mine, bare, 1))
 
 

@@ -277,15 +277,27 @@ tell("in odd options", .remoter$variables())
 options(warn = 0, OutDec = ".", scipen = 0)
 same <- identical(before$seed, .Random.seed) && identical(before$search, search())
 tell("same", if (same && !any(grepl("remoter", ls(all.names = TRUE)))) "true" else "false")
+y <- numeric(1e5)
+invisible(tracemem(y))
+path <- tempfile()
+for (answer in list(.remoter$variables(), .remoter$pack(path, "y"), .remoter$find("y"), .remoter$inspect("y", 1L))) NULL
+y[1] <- 1
+untracemem(y)
+invisible(.remoter$bind(path, "z"))
+invisible(tracemem(z))
+z[1] <- 1
+tell("bound", sprintf("%g", sum(z)))
 rm(list = ls(all.names = TRUE))
 cat("\n@@survives\t", .remoter$check("1"), "\n", sep = "")
 """
 
 
 def test_answers_leave_everything_as_it_was(r_program, tmp_path):
-    _, answers = run_r(r_program, UNTOUCHED, tmp_path)
+    ended, answers = run_r(r_program, UNTOUCHED, tmp_path)
     assert answers["same"] is True
     assert answers["survives"] == {"status": "complete"}
+    assert answers["bound"] == 1
+    assert "tracemem[" not in ended.stdout  # no value was copied when it was changed
     rows = {row["name"]: row for row in answers["in odd options"]["variables"]}
     assert (rows["x"]["text"], rows["x"]["size"]) == ("1.5 2", 64)
 

@@ -151,7 +151,7 @@ def run_script(
 
 
 def read_script(path: str | os.PathLike[str] | None) -> str:
-    """The text of a Python file, decoded as Python would; without a path that of standard input.
+    """The text of a script, decoded as Python would, one of R as UTF-8; without a path that of standard input.
 
     Raises:
         RemoterError: it cannot be read, or is larger than a session takes.
@@ -159,11 +159,17 @@ def read_script(path: str | os.PathLike[str] | None) -> str:
     name = "standard input" if path is None else os.fspath(path)
     try:
         content = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        is_r = SUFFIXES.get(os.path.splitext(name)[1]) == "r"  # noqa: PTH122
+        encoding = "utf-8-sig" if is_r else tokenize.detect_encoding(io.BytesIO(content).readline)[0]
         code = io.TextIOWrapper(io.BytesIO(content), encoding).read()
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else str(error)
-        raise RemoterError(f"cannot read `{name}`", cause=cause, id="file") from None
+    except OSError as error:
+        raise RemoterError(f"cannot read `{name}`", cause=error.strerror, id="file") from None
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        cause = f"line {line} is not {encoding.removesuffix('-sig').upper()}"
+        raise RemoterError(f"cannot read `{name}`", cause=cause, hints="save it as UTF-8", id="file") from None
+    except SyntaxError as error:
+        raise RemoterError(f"cannot read `{name}`", cause=str(error), id="file") from None
     if len(content) > LONGEST_CODE:
         raise RemoterError(
             f"`{name}` is larger than what a session takes",
@@ -288,6 +294,8 @@ def _show(follower: _Follower, event: Event) -> None:
             _write(sys.stderr, event.text or "")
         case "notice" if data.get("about") == "answered":
             pass
+        case "error" if data.get("name") == "quit":
+            pass  # R's `q(status = 3)`: the code says it all
         case "error" if data.get("name") == "SystemExit":
             # As Python ends a script: a number is the exit code, anything else is printed.
             value = str(data.get("value") or "")

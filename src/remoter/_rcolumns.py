@@ -304,7 +304,7 @@ def close_arrow(column: Any, writer: Writer) -> Node:
             )
     kind = column.type
     if types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view":
-        return make(CHARACTER, _arrow_records(column.cast(pyarrow.large_string()), pyarrow))
+        return make(CHARACTER, _arrow_records(column.cast(pyarrow.large_string()), writer, pyarrow))
     if types.is_dictionary(kind):
         return _close_dictionary(column, kind, writer, pyarrow)
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
@@ -359,16 +359,11 @@ def _close_dictionary(column: Any, kind: Any, writer: Writer, pyarrow: Any) -> N
     levels = column.dictionary.to_pylist()
     if not is_text or None in levels or len(set(levels)) < len(levels):
         return close_arrow(column.cast(kind.value_type), writer)
-    codes = (
-        column.indices.fill_null(-1)
-        if column.indices.type.bit_width > 8
-        else column.indices.cast(pyarrow.int32()).fill_null(-1)
-    )
     codes = column.indices.cast(pyarrow.int64()).fill_null(-1)
     return _close_categories(codes.to_numpy(), levels, kind.ordered)
 
 
-def _arrow_records(column: Any, pyarrow: Any) -> Records:
+def _arrow_records(column: Any, writer: Writer, pyarrow: Any) -> Records:
     """Texts in R's form, without making objects of them: each joined to what stands before it."""
     count = len(column)
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
@@ -382,7 +377,9 @@ def _arrow_records(column: Any, pyarrow: Any) -> Records:
     if not count:
         return Records(0, [])
     if not data.all():
-        raise ValuesError("kind", "R has no texts with NUL in them", hints=("send them as `bytes`",))
+        raise ValuesError(
+            "kind", "R has no texts with NUL in them", writer.where(), ("send them as `bytes`",)
+        )
     lengths = numpy.diff(offsets)
     if lengths.max() >= 1 << 31:
         raise ValuesError("kind", "R has no texts of more than 2 GiB")
@@ -408,9 +405,15 @@ def _close_polars(series: Any, writer: Writer) -> Node:
     polars = importlib.import_module("polars")
     kind = series.dtype
     if isinstance(kind, polars.Enum | polars.Categorical):
-        codes = series.to_physical().cast(polars.Int64).fill_null(-1).to_numpy()
-        levels = series.cat.get_categories().to_list()
-        return _close_categories(codes, levels, False)
+        plain = series.cast(polars.String)
+        levels = (
+            kind.categories
+            if isinstance(kind, polars.Enum)
+            else plain.drop_nulls().unique(maintain_order=True)
+        ).to_list()
+        missing = series.is_null().to_numpy()
+        codes = plain.cast(polars.Enum(levels)).to_physical().cast(polars.Int64).fill_null(0).to_numpy()
+        return _close_categories(numpy.where(missing, -1, codes), levels, False)
     if is_installed("pyarrow"):
         return close_arrow(series.to_arrow(), writer)
     missing = series.is_null().to_numpy() if series.null_count() else None

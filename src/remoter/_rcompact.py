@@ -122,8 +122,11 @@ def _as_texts(node: Node) -> list[str | None]:
             None if number != number and low == 1954 else format_double(number)
             for number, low in zip(numbers, bits, strict=True)
         ]
-    whole = array.array("i", bytes(node.data))
-    return [None if number == NA_INTEGER else str(number) for number in whole]
+    whole = array.array("i", bytes(node.data)).tolist()
+    made: list[str | None] = list(map(str, whole))
+    if NA_INTEGER in whole:
+        made = [None if number == NA_INTEGER else text for number, text in zip(whole, made, strict=True)]
+    return made
 
 
 def format_double(number: float) -> str:

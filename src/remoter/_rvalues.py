@@ -112,7 +112,8 @@ def read(data: memoryview, format: str | None = None) -> Any:
         value = value_of(root)
     if frames is None:
         return value
-    return frames.convert(value, format)
+    with _blaming("kind", f"this value of R's has no form as `{format:.40}`"):
+        return frames.convert(value, format)
 
 
 def is_code(data: memoryview) -> bool:

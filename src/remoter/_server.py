@@ -446,7 +446,10 @@ class Server:
         self.door.stop()
         self.dock.stop()
         self.journal.finish()
-        self.journal.close()
+        if self.configuration.get("only_while"):
+            self.journal.remove()  # nobody else ever saw it
+        else:
+            self.journal.close()
         self.loop.remove_reader(descriptor(self.zap))
         self.loop.remove_reader(descriptor(self.router))
         self.router.close()

@@ -221,8 +221,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     if (startsWith(environmentName(place), "package:") || identical(place, baseenv())) {
       return(exists(name, envir = place, mode = "function", inherits = FALSE))
     }
-    held <- read_binding(name, place)
-    held$kind == "value" && is.function(held$value)
+    is.function(read_binding(name, place))
   }
 
   # The first environment from the user's on that has the name, or NULL.
@@ -352,13 +351,17 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # The user's variables. Promises are not forced and active bindings not computed.
   variables <- function() answering({
     names <- ls(globalenv(), sorted = TRUE)
-    active <- vapply(names, bindingIsActive, NA, env = globalenv())
+    active <- vapply(names, bindingIsActive, NA, env = globalenv(), USE.NAMES = FALSE)
     passive <- names[!active]
     copies <- new.env(hash = TRUE, parent = emptyenv())
     on.exit(rm(list = ls(copies, all.names = TRUE), envir = copies))
     copy_bindings(passive, globalenv(), copies)
-    rows <- lapply(names, function(name) {
-      if (active[[name]]) c("active binding", "null", NA, "computed when it is read") else row_of(name, copies)
+    rows <- lapply(seq_along(names), function(place) {
+      if (active[place]) {
+        c("active binding", "null", NA, "computed when it is read")
+      } else {
+        row_of(names[place], copies)
+      }
     })
     column <- function(place) vapply(rows, `[[`, "", place)
     listed_rows <- paste0(
@@ -371,28 +374,28 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # Class, shape (as JSON), bytes, and a line about the value; all as text.
   row_of <- function(name, copies) {
     tryCatch(
-      {
-        held <- held_by(name, copies)
-        if (held$kind == "promise") {
-          c("promise", "null", NA, "computed when it is first read")
-        } else {
-          value <- held$value
-          size <- size_of(value)
-          c(
-            class(value)[1L],
-            if (is.function(value)) "null" else listed(sprintf("%.0f", as.double(extent_of(value)))),
-            if (is.null(size)) NA else size, short(value)
-          )
-        }
-      },
+      row_about(held_by(name, copies)),
       error = function(problem) c("object", "null", NA, "<cannot be shown>")
     )
   }
 
-  # What one binding holds, without forcing or computing it: kind "value", "promise" or "active".
+  # No value may be left in a list or closure here: R would take it for shared, and copy it when it is changed.
+  row_about <- function(value) {
+    if (identical(value, unforced)) {
+      return(c("promise", "null", NA, "computed when it is first read"))
+    }
+    size <- size_of(value)
+    shape <- if (is.function(value)) "null" else listed(sprintf("%.0f", as.double(extent_of(value))))
+    c(class(value)[1L], shape, if (is.null(size)) NA else sprintf("%.0f", size), short(value))
+  }
+
+  unforced <- new.env(parent = emptyenv()) # stands for the value of a promise
+  computed <- new.env(parent = emptyenv()) # and for that of an active binding
+
+  # What a binding holds, without forcing or computing it.
   read_binding <- function(name, place) {
     if (bindingIsActive(name, place)) {
-      return(list(kind = "active"))
+      return(computed)
     }
     copies <- new.env(hash = TRUE, parent = emptyenv())
     on.exit(rm(list = name, envir = copies))
@@ -400,12 +403,13 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     held_by(name, copies)
   }
 
-  # The one way in R to hold bindings without forcing promises. The copies must be removed again, or
-  # else R takes each value for shared from then on, and copies it when it is changed.
+  # The one way in R to hold bindings without forcing promises. The copies must be removed again: see above.
   copy_bindings <- function(names, place, copies) {
     tryCatch(.Internal(importIntoEnv(copies, names, place, names)), error = function(problem) {
-      if (length(names) > 1L) {
-        for (name in names) copy_bindings(name, place, copies)
+      half <- length(names) %/% 2L
+      if (half) {
+        copy_bindings(names[seq_len(half)], place, copies)
+        copy_bindings(names[-seq_len(half)], place, copies)
       } else {
         # The variable of a loop: R keeps its number in the binding itself, and refuses to copy that.
         assign(names, get(names, envir = place), envir = copies)
@@ -413,19 +417,18 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     })
   }
 
-  # `substitute` gives the code of a promise and the value of anything else; where the value may
-  # itself be code, `dump` tells them apart.
+  # To substitute gives the code of a promise and the value of anything else; where the value may
+  # itself be code, `dump` tells them apart. (`substitute` would make R take the value for shared.)
   held_by <- function(name, copies) {
-    value <- eval(call("substitute", as.name(name), copies))
-    if (typeof(value) %in% c("language", "symbol", "bytecode")) {
-      written <- textConnection(NULL, "w", local = TRUE)
-      on.exit(close(written))
-      suppressWarnings(dump(name, written, evaluate = FALSE, envir = copies))
-      if (any(startsWith(utils::head(textConnectionValue(written)[-1L], 1L), "<promise"))) {
-        return(list(kind = "promise"))
-      }
-    }
-    list(kind = "value", value = value)
+    value <- methods::substituteDirect(as.name(name), copies, cleanFunction = FALSE)
+    if (typeof(value) %in% c("language", "symbol", "bytecode") && is_promise(name, copies)) unforced else value
+  }
+
+  is_promise <- function(name, copies) {
+    written <- textConnection(NULL, "w", local = TRUE)
+    on.exit(close(written))
+    suppressWarnings(dump(name, written, evaluate = FALSE, envir = copies))
+    any(startsWith(utils::head(textConnectionValue(written)[-1L], 1L), "<promise"))
   }
 
   # `length` and `dim` without methods, which are anybody's code.
@@ -573,21 +576,23 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
 
   # Append the kept value, or else the one of that name, to the file.
   pack <- function(path, name = NULL, transfer = NULL) answering({
-    if (!is.null(transfer) && exists(transfer, envir = kept, inherits = FALSE)) {
-      value <- get(transfer, envir = kept)
-    } else if (is.null(name)) {
-      return(object(missing = "true", near = "[]"))
+    is_kept <- !is.null(transfer) && exists(transfer, envir = kept, inherits = FALSE)
+    place <- if (is_kept) kept else if (!is.null(name)) place_of(name)
+    if (is.null(place)) {
+      object(missing = "true", near = if (is.null(name)) "[]" else listed(quoted(near_names(name))))
     } else {
-      place <- place_of(name)
-      if (is.null(place)) {
-        return(object(missing = "true", near = listed(quoted(near_names(name)))))
-      }
-      value <- get(name, envir = place)
+      packed <- pack_from(if (is_kept) transfer else name, place, path)
+      if (is_kept) drop(transfer)
+      packed
     }
-    size <- write_value(value, path)
-    if (!is.null(transfer)) drop(transfer)
-    object(size = numbered(size), type = quoted(class(value)[1L]), text = quoted(describe(value)))
   })
+
+  # Apart from the above, where R would take the value for shared from then on: see `variables`.
+  pack_from <- function(name, place, path) {
+    value <- get(name, envir = place, inherits = FALSE)
+    size <- write_value(value, path)
+    object(size = numbered(size), type = quoted(class(value)[1L]), text = quoted(describe(value)))
+  }
 
   write_value <- function(value, path) {
     before <- file.size(path)
@@ -610,15 +615,20 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   bind <- function(path, name, overwrite = TRUE) answering({
     old <- if (exists(name, envir = globalenv(), inherits = FALSE)) describe_binding(name)
     if (!is.null(old) && !isTRUE(overwrite)) {
-      return(object(exists = quoted(old)))
+      object(exists = quoted(old))
+    } else {
+      text <- read_value(path, name)
+      object(name = quoted(name), text = quoted(text), replaced = if (is.null(old)) "null" else quoted(old))
     }
+  })
+
+  read_value <- function(path, name) {
     file <- file(path, "rb")
     on.exit(close(file))
     value <- unserialize(file)
-    text <- describe(value)
     assign(name, value, envir = globalenv())
-    object(name = quoted(name), text = quoted(text), replaced = if (is.null(old)) "null" else quoted(old))
-  })
+    describe(value)
+  }
 
   describe_found <- function(name, place) {
     if (identical(place, globalenv())) describe_binding(name) else describe(get(name, envir = place))
@@ -626,8 +636,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
 
   # What a variable is; promises are not forced.
   describe_binding <- function(name) {
-    held <- read_binding(name, globalenv())
-    switch(held$kind, value = describe(held$value), promise = "promise", active = "active binding")
+    value <- read_binding(name, globalenv())
+    if (identical(value, unforced)) "promise" else if (identical(value, computed)) "active binding" else describe(value)
   }
 
   # Whether there is such an object: a variable, or data of an attached package.

@@ -88,8 +88,8 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
         version = function() paste(R.version$major, R.version$minor, sep = "."),
         tempdir = function() tempdir(),
         depth = function() sys.nframe(),
-        settings = function() c(shown = !isFALSE(getOption("show.error.messages")),
-                                handled = !is.null(getOption("error"))),
+        are_errors_shown = function() !isFALSE(getOption("show.error.messages")),
+        has_error_handler = function() !is.null(getOption("error")),
         rlang_text = function() {
             if (!isNamespaceLoaded("rlang")) return("")
             tryCatch({
@@ -153,16 +153,15 @@ POINTER_FUNCTIONS = {
     "VECTOR_ELT": 2,
     "STRING_ELT": 2,
     "R_CHAR": 1,
-    "INTEGER": 1,
 }
-INTEGER_FUNCTIONS = {"Rf_length": 1, "TYPEOF": 1, "Rf_asInteger": 1, "Rf_asLogical": 1, "Rf_initialize_R": 2}
+INTEGER_FUNCTIONS = {"Rf_length": 1, "TYPEOF": 1, "Rf_asInteger": 1, "Rf_initialize_R": 2}
 VOID_FUNCTIONS = {"Rf_unprotect": 1, "R_PreserveObject": 1, "setup_Rmainloop": 0, "run_Rmainloop": 0}
 VARIABLES = [
     *("R_GlobalEnv", "R_BaseEnv", "R_NilValue", "R_UnboundValue", "R_Outputfile", "R_Consolefile"),
     *("ptr_R_ReadConsole", "ptr_R_WriteConsole", "ptr_R_WriteConsoleEx", "ptr_R_ResetConsole"),
     *("ptr_R_FlushConsole", "R_PolledEvents", "R_interrupts_pending"),
 ]
-STRING, INTEGER, VECTOR, UTF8 = 16, 13, 19, 1
+LOGICAL, INTEGER, STRING, LIST, UTF8 = 10, 13, 16, 19, 1
 SYMBOL_VALUE, PROMISE_VALUE = 40, 32  # where these stand in memory; `check_layout` looks whether they do
 
 
@@ -286,19 +285,26 @@ class Library:
         self.Rf_unprotect(2)
         return first
 
+    def element(self, value, place):
+        """One element of a list; None if it is none."""
+        return self.VECTOR_ELT(value, place) if self.is_a(value, LIST) else None
+
+    def is_a(self, value, *kinds):
+        return value is not None and self.TYPEOF(value) in kinds
+
+    def number(self, value, otherwise=0):
+        """The first of a vector of integers or truths."""
+        is_number = self.is_a(value, INTEGER, LOGICAL) and self.Rf_length(value)
+        return self.Rf_asInteger(value) if is_number else otherwise
+
     def strings(self, value):
         """A character vector as a list; None if it is none."""
-        if value is None or self.TYPEOF(value) != STRING:
+        if not self.is_a(value, STRING):
             return None
         return [
             ctypes.string_at(self.R_CHAR(self.STRING_ELT(value, place))).decode("utf-8", "replace")
             for place in range(self.Rf_length(value))
         ]
-
-    def integers(self, value):
-        """An integer or logical vector as a list."""
-        place = self.INTEGER(value)
-        return list((ctypes.c_int * self.Rf_length(value)).from_address(place))
 
     def text(self, value):
         texts = self.strings(value)
@@ -361,26 +367,27 @@ class Half:
         return before == self.unforced != after and value == self.find(base, constant)
 
     def __call__(self, name, *arguments):
-        return self.library.call(self.functions[name], *arguments)
+        """What that function gives, or None. It is over in a moment: an interrupt waits for so long."""
+        suspended = self.library.suspended
+        if suspended is None:
+            return self.library.call(self.functions[name], *arguments)
+        before, suspended.value = suspended.value, 1
+        try:
+            return self.library.call(self.functions[name], *arguments)
+        finally:
+            suspended.value = before
 
     def look(self):
         promise = self.find(self.place, self.symbol)
         self.promise = promise
         self.slot = ctypes.c_void_p.from_address(promise + PROMISE_VALUE)
 
-    def truths(self, name):
-        """The answers of a function that gives logical values."""
-        value = self(name)
-        if value is None:
-            return [False] * 2
-        return [bool(word) for word in self.library.integers(value)]
-
     def prepare(self, number):
         """Make the next expression of the parsed code the one that the console reads."""
-        self("bind", NAME.decode(), number)
-        if not self.is_known:
-            return None
-        self.look()
+        if self("bind", NAME.decode(), number) is None:
+            raise RuntimeError("R could not take the expression")
+        if self.is_known:
+            self.look()
         return self.slot
 
     def forget(self):
@@ -397,7 +404,7 @@ class Half:
 
     def answer(self, name, *arguments):
         """The JSON answer of a function in `r_side.R`. Raises RuntimeError."""
-        text = self.library.text(self("answer", name, *arguments))
+        text = self.library.text(self.library.call(self.functions["answer"], name, *arguments))
         if text is None:
             raise RuntimeError("R did not answer")
         return json.loads(text or "{}")
@@ -847,9 +854,7 @@ class Worker:
         if self.library.context is not None:
             return self.library.context.value == self.top
         depth = self.half("depth")
-        return (
-            depth is not None and not self.library.Rf_asInteger(depth) and not prompt.startswith(b"Browse[")
-        )
+        return not self.library.number(depth, 1) and not prompt.startswith(b"Browse[")
 
     def greet(self):
         """R has come to its first prompt."""
@@ -956,7 +961,7 @@ class Worker:
 
     def end_of_file(self):
         """Nobody answers. `menu()` would ask again for ever: there it is 0."""
-        is_menu = self.half is not None and self.library.Rf_asInteger(self.half("in_menu"))
+        is_menu = self.half is not None and self.library.number(self.half("in_menu"))
         return b"0\n" if is_menu else None
 
     def ask_client(self, prompt):
@@ -1146,12 +1151,11 @@ class Worker:
             self.error("Error: nul character not allowed", "Error", "nul character not allowed")
             return
         parsed = self.half("parse", code, run.get("filename") or "", is_timed)
-        kind = self.library.TYPEOF(parsed) if parsed is not None else None
-        if kind == STRING:
+        if self.library.is_a(parsed, STRING):
             self.sources = self.library.strings(parsed)
             self.count = len(self.sources)
-        elif kind == INTEGER:
-            self.count = self.library.Rf_asInteger(parsed)
+        elif self.library.is_a(parsed, INTEGER):
+            self.count = self.library.number(parsed)
         else:
             self.refuse(run["code"], parsed)
 
@@ -1162,9 +1166,7 @@ class Worker:
             text = self.ask_r("check", code, self.run.get("filename") or "<input>").get("message")
         except Exception:
             pass
-        if not text and parsed is not None:
-            text = self.library.text(self.library.VECTOR_ELT(parsed, 0))
-        text = text or "the code could not be read"
+        text = text or self.library.text(self.library.element(parsed, 0)) or "the code could not be read"
         value = re.sub(r"^Error:? ", "", text)
         self.error(text if text != value else "Error: " + text, "Error", value)
 
@@ -1186,6 +1188,7 @@ class Worker:
     def end_expression(self):
         """R has come back to its top level."""
         console = self.console
+        pending, self.library.pending.value = self.library.pending.value, 0
         text = console.end_expression()
         failure = console.take_failure()
         self.half.forget()
@@ -1200,7 +1203,7 @@ class Worker:
             self.show_plots()
         self.interrupts.read()
         was_swallowed = self.run["number"] | SWALLOWED in self.interrupts.numbers
-        if self.status == "ok" and (was_swallowed or self.stopping):
+        if self.status == "ok" and (pending or was_swallowed or self.stopping):
             self.interrupted()
         if self.status == "interrupted" or self.exit is not None:
             self.count = 0
@@ -1223,10 +1226,7 @@ class Worker:
 
     def take_exit(self):
         """The status that `q()` has left for us."""
-        status = self.half("take_exit")
-        if status is None or self.library.TYPEOF(status) != INTEGER:
-            return None
-        return self.library.Rf_asInteger(status)
+        return self.library.number(self.half("take_exit"), None)
 
     def interrupted(self):
         self.status = "interrupted"
@@ -1235,13 +1235,13 @@ class Worker:
 
     def was_error(self, failure):
         """Whether a jump of which nothing was written was an error, and not an abort."""
-        shown, handled = self.half.truths("settings")
+        is_handled = self.library.number(self.half("has_error_handler"))
         has_text = bool(self.library.error_buffer and self.library.error_buffer())
         if not has_text:
             return False
-        if self.half.last_traceback() == self.traceback and not (handled and failure.printed):
+        if self.half.last_traceback() == self.traceback and not (is_handled and failure.printed):
             return False
-        failure.printed = failure.printed or not shown
+        failure.printed = failure.printed or not self.library.number(self.half("are_errors_shown"), 1)
         return True
 
     def report(self, failure, in_the_middle=False):
@@ -1286,7 +1286,7 @@ class Worker:
         self.control.post(done)
 
     def count_sinks(self):
-        return self.library.Rf_asInteger(self.half("sinks"))
+        return self.library.number(self.half("sinks"))
 
     # What a run says
 
