@@ -1,5 +1,6 @@
 """Bad input and bad luck with sessions through ssh: what a person reads, what is mended by itself, and that nothing is left."""
 
+import collections
 import contextlib
 import gc
 import os
