@@ -248,6 +248,29 @@ def test_a_timed_script_echoes_goes_on_after_errors_and_ends_with_the_first(sess
     assert result.status == "error"
 
 
+def test_a_profile_may_print_ask_and_fail(r_shared, r_program, serve, tmp_path, monkeypatch):
+    profile = tmp_path / "profile.R"
+    profile.write_text(
+        "cat('hello\\n'); options(prompt = 'R> '); asked <- readline('What? ')\n"
+        ".First <- function() cat('first\\n')\nstop('no more')\n"
+    )
+    monkeypatch.setenv("R_PROFILE_USER", str(profile))
+    with serve(lang="r", r=r_program, **PIPE).connect() as session:
+        assert session.run("asked", quiet=True).text == '[1] ""'
+        told = []
+        for event in session.events(since=0, all=True):
+            told += [event.text] if event.kind in ("stdout", "stderr") else []
+            if event.kind == "queued":
+                break
+    assert "Error: no more" in "".join(told)
+    assert "".join(text for text in told if "Error" not in text).replace("What? ", "") == "hello\nfirst\n"
+
+
+def test_the_width_is_that_of_whoever_looks(session):
+    wide = session._submit("getOption('width')", width=123).wait(5).text
+    assert (wide, session.run("Sys.getenv('INPUTRC')", quiet=True).text) == ("[1] 123", '[1] ""')
+
+
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (11, "SIGSEGV")])
 def test_the_end_of_r_is_that_of_the_session_in_the_same_way(own, number, name):
     with own.connect() as session:

@@ -426,11 +426,12 @@ def test_odd_prompts_are_nobodys_business(r):
     assert r.run('options(prompt = "> ", continue = "+ ")').status == "ok"
 
 
-def test_plots_are_shown_when_their_expression_has_ended(r):
-    outcome = r.run('plot(1); cat("drawn\\n")\nlines(1:2)')
-    displays = outcome.of("display")
-    assert [frame["update"] for frame in displays] == [False, True]
-    assert displays[0]["display"] == displays[1]["display"]
+def test_each_page_is_shown_once_by_a_run_and_again_by_one_that_goes_on_with_it(r):
+    displays = r.run('plot(1); cat("drawn\\n")\nlines(1:2)\nplot(2)').of("display")
+    assert [frame["update"] for frame in displays] == [False, False]
+    displays += r.run("lines(1:2)").of("display")
+    assert displays[2]["update"]
+    assert displays[0]["display"] != displays[1]["display"] == displays[2]["display"]
     assert all(frame["data"]["image/png"].startswith(b"\x89PNG") for frame in displays)
     assert r.run("graphics.off()").status == "ok"
 

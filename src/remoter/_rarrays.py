@@ -18,8 +18,8 @@ from ._rdata import (
     attach,
     make,
 )
-from ._rtexts import Texts, refuse
-from ._values import ValuesError, _afford
+from ._rtexts import refuse
+from ._values import ValuesError
 
 if TYPE_CHECKING:
     from ._rwriter import Writer
@@ -254,11 +254,3 @@ def close_vector(type: int, values: Any, writer: Writer) -> Node:
     if type == CHARACTER:
         return make(CHARACTER, writer.encode_texts(list(values)))
     return close_array(values if isinstance(values, numpy.ndarray) else numpy.asarray(values), writer)
-
-
-def afford(count: int) -> None:
-    """Memory for that many numbers. Raises ValuesError where it is not free."""
-    _afford(count * 8, "the value")
-
-
-__all__ = ["RArray", "Texts", "afford", "close_array", "open_array"]

@@ -161,11 +161,12 @@ def count(numbers: Any, seconds: int = 1) -> tuple[Any, str, Any]:
     with numpy.errstate(all="ignore"):
         scaled = numbers * seconds
         micro = _round(scaled, 1_000_000)
-        wrong = _bits(uncount(micro, "us", seconds)) != _bits(numbers)
-        if wrong.any() and bool((numpy.abs(scaled[numpy.isfinite(scaled)]) < 9e9).all()):
+        wrong = _differ(uncount(micro, "us", seconds), numbers)
+        is_finite = numpy.isfinite(scaled)
+        if (wrong & is_finite).any() and bool((numpy.abs(scaled[is_finite]) < 9e9).all()):
             nano = _round(scaled, 1_000_000_000)
-            worse = _bits(uncount(nano, "ns", seconds)) != _bits(numbers)
-            if not (worse & numpy.isfinite(numbers)).any():
+            worse = _differ(uncount(nano, "ns", seconds), numbers)
+            if not (worse & is_finite).any():
                 return nano, "ns", worse
     return micro, "us", wrong
 
@@ -203,8 +204,12 @@ def uncount(counts: Any, unit: str, seconds: int = 1) -> Any:
     return made
 
 
-def _bits(numbers: Any) -> Any:
-    return numbers.view("<i8")
+def _differ(some: Any, others: Any) -> Any:
+    """Where numbers are not the same to the bit; all that are missing are."""
+    from ._rarrays import is_missing
+
+    differ = some.view("<i8") != others.view("<i8")
+    return differ & ~is_missing(others) if differ.any() else differ
 
 
 def count_days(numbers: Any) -> tuple[Any, Any]:
@@ -213,4 +218,4 @@ def count_days(numbers: Any) -> tuple[Any, Any]:
 
     with numpy.errstate(all="ignore"):
         days = _round(numpy.floor(numbers), 1)
-    return days, _bits(uncount(days, "s")) != _bits(numbers)
+    return days, _differ(uncount(days, "s"), numbers)

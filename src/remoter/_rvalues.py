@@ -38,11 +38,13 @@ same value back to R, environments that are there twice included, if they go bac
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
+import gc
 import importlib
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _rtimes
 from ._rcompact import NA_INTEGER, expand, is_installed, length_of, texts_of
@@ -66,6 +68,9 @@ from ._rtexts import refuse
 from ._rwriter import Writer
 from ._values import _blaming, _named
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 def write(value: Any) -> tuple[list[memoryview], list[str]]:
     """The stream of a value as R's `unserialize` reads it, as buffers, and what was lost on the way, a sentence each.
@@ -77,13 +82,28 @@ def write(value: Any) -> tuple[list[memoryview], list[str]]:
     """
     if isinstance(value, RValue) and value.stream is not None:
         return [memoryview(value.stream).cast("B")], []
-    with _blaming("kind", f"{_named(type(value))} does not cross to R"):
+    with _blaming("kind", f"{_named(type(value))} does not cross to R"), _keeping_all():
         writer = Writer()
         try:
             buffers = dump(writer.node(value))
         except RecursionError:
             writer.refuse_depth()
     return buffers, list(dict.fromkeys(writer.notes))
+
+
+_SENSELESS = "what the other end says of the value makes no sense"
+
+
+@contextlib.contextmanager
+def _keeping_all() -> Iterator[None]:
+    """No garbage is looked for meanwhile: among so many new objects there is none, and it would take half of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _beside(name: str) -> Any:
@@ -102,9 +122,9 @@ def read(data: memoryview, format: str | None = None) -> Any:
         ValuesError: it is damaged, does not fit into memory, or has no such form.
     """
     if format == "raw":
-        with _blaming("corrupt", "what the other end says of the value makes no sense"):
+        with _blaming("corrupt", _SENSELESS):
             return RValue(data, node=parse(data).root)
-    with _blaming("corrupt", "what the other end says of the value makes no sense"):
+    with _blaming("corrupt", _SENSELESS), _keeping_all():
         root = parse(data, settle=True).root
         frames = _beside("_rframes") if format is not None else None
         if frames is not None and frames.is_frame(root) and format in ("polars", "arrow"):
@@ -118,7 +138,7 @@ def read(data: memoryview, format: str | None = None) -> Any:
 
 def is_code(data: memoryview) -> bool:
     """Whether a stream holds anything but data: what R may evaluate or run, and environments, which hold anything."""
-    with _blaming("corrupt", "what the other end says of the value makes no sense"):
+    with _blaming("corrupt", _SENSELESS):
         return parse(data).is_code
 
 

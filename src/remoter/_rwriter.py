@@ -48,6 +48,7 @@ class Writer:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.places: list[str] = []
+        self.names: dict[tuple[Any, ...], Node] = {}
 
     def node(self, value: Any, place: str | None = None) -> Node:
         """The node of a value, which stands at a place that has a name."""
@@ -157,6 +158,8 @@ class Writer:
 
     def whole(self, value: int) -> Node:
         """An int."""
+        if NA_INTEGER < value < -NA_INTEGER:
+            return make(INTEGER, struct.pack("<i", value))
         return self.integers([value])
 
     def integers(self, values: list[int | None]) -> Node:
@@ -221,7 +224,7 @@ class Writer:
             if len(kinds) == 1:
                 return self.array(numpy.array(values))
             values = [
-                value.item() if isinstance(value, numpy.number | numpy.bool) else value for value in values
+                value.item() if isinstance(value, numpy.number | numpy.bool_) else value for value in values
             ]
             kinds = set(map(type, values))
         kinds -= {type(None)}
@@ -318,7 +321,10 @@ class Writer:
             keys.append(name if name is None or isinstance(name, str | bytes) else str(name))
             shown = f"`{name}`" if isinstance(name, str) else f"element {place + 1}"
             nodes.append(self.node(element, shown))
-        return make(LIST, nodes, {"names": self.texts(keys), **self.attributes(more)})
+        names = self.names.get(tuple(keys))
+        if names is None:  # of many dicts that are alike, one serves all
+            names = self.names[tuple(keys)] = self.texts(keys)
+        return make(LIST, nodes, {"names": names, **self.attributes(more)})
 
 
 def _parts_of(value: Any) -> Iterator[bytes]:

@@ -494,13 +494,9 @@ class Engine:
         """
         if self.pid is None:
             return
-        self.write_interrupt(number)
-        self.signal(2)
-
-    def write_interrupt(self, number: int) -> None:
-        """Say which run the signal that follows is meant for."""
         with contextlib.suppress(BlockingIOError):
             os.write(self.interrupts, struct.pack("!Q", number))
+        self.signal(2)
 
     def signal(self, number: int) -> None:
         """Send a signal to the worker, or to its whole process group."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .._messages import Submit
 from .base import Engine, WorkerEnd
 
 PATIENCE = {"variables": 1.0, "complete": 1.0, "inspect": 2.0, "is_complete": 0.5, "info": 1.0}
@@ -22,6 +23,10 @@ PATIENCE = {"variables": 1.0, "complete": 1.0, "inspect": 2.0, "is_complete": 0.
 
 SWALLOWED = 1 << 63
 """Set in the number of an interrupt whose signal R did not get: a program that it waits for did."""
+
+
+AGAIN = 0.02
+"""Seconds after which an interrupt that nobody got is sent again."""
 
 
 class REngine(Engine):
@@ -33,6 +38,7 @@ class REngine(Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.temporary: Path | None = None
+        self.number = 0
         self.variables: list[dict[str, Any]] = []
         self.listed = 0.0
 
@@ -41,9 +47,28 @@ class REngine(Engine):
         if connection is self.side and isinstance(frame.get("tempdir"), str):
             self.temporary = Path(frame["tempdir"])
 
-    def write_interrupt(self, number: int) -> None:
-        """Say which run is meant. While R waits in `system()` the signal reaches only the other program."""
-        super().write_interrupt(number | SWALLOWED if self._ignores_interrupts() else number)
+    def run(self, number: int, submit: Submit) -> None:
+        """Hand a run to the worker."""
+        self.number = number
+        super().run(number, submit)
+
+    def interrupt(self, number: int) -> None:
+        """Interrupt the run `number`, if it is still the one that runs.
+
+        While R waits for another program, in `system()`, the signal reaches only that: R is told by the number.
+        In the moment before there is that program, nobody gets the signal, so it is sent again.
+        """
+        is_ignored = self._ignores_interrupts()
+        is_lost = is_ignored and not self._has_children()
+        super().interrupt(number | SWALLOWED if is_ignored else number)
+        if is_lost and not self.ended and self.number == number:
+            self.loop.call_later(AGAIN, self.interrupt, number)
+
+    def _has_children(self) -> bool:
+        try:
+            return bool(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
+        except OSError:
+            return True
 
     def _ignores_interrupts(self) -> bool:
         try:

@@ -13,6 +13,9 @@ What R prints at its console is not marked. A prompt is known by a secret in it,
 for a line, which the system tells where it can (`/proc`); an unfinished line at which R waits
 is a question for the client. Text on stderr is held for a moment: if R is back at its prompt
 by then, it is the error that ended the expression.
+
+One file, longer than others, since it travels, and since all of it is one conversation with R.
+From top to bottom: the program, its console, the server's questions, the worker.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ HOLD = 0.01  # seconds that an unfinished line waits to become a prompt
 HOLD_ERROR = 0.3  # seconds that what looks like an error waits for R's prompt
 QUIET = 0.15  # seconds of silence after which an unfinished line is a question, where nothing else tells
 KNOWN_PATIENCE = 0.3  # seconds that a question waits for R, before what was last known is the answer
+MOST_QUESTIONS = 50  # that a profile may ask
 ENDING = 5.0  # seconds that R has to end
 WAITS_IN_SELECT = {23, 270, 72, 142}  # select and pselect6 of x86 and ARM
 WAITS_IN_READ = {0, 63, 3}
@@ -193,6 +197,8 @@ class Console:
         self.changed = 0.0
         self.written = b""  # the end of what went to stderr
         self.captured = None
+        self.passed = 0  # bytes that went to the server
+        self.has_started = False  # until then any unfinished line may be a prompt
 
     # What comes from R
 
@@ -204,8 +210,9 @@ class Console:
         self.changed = clock()
         self.tail = self.echo.sub(b"", self.tail + data)
         if self.expected is not None and self.expected in self.tail:
-            self.tail = self.tail.replace(self.expected, b"", 1)
-            self.expected, self.echoes = None, True
+            before, _, after = self.tail.partition(self.expected)
+            self.expected, self.echoes, self.skipping = None, True, 1
+            self.tail = before + self.skip(after)
         end = self.tail.rfind(b"\n") + 1
         if end:
             text, self.tail = self.tail[:end], self.tail[end:]
@@ -250,7 +257,7 @@ class Console:
         waited = clock() - self.changed
         if self.held and waited > (HOLD_ERROR if self.seems_error() else 2 * HOLD):
             self.flush_held()
-        if self.tail and waited > HOLD and not self.may_be_prompt():
+        if self.tail and waited > HOLD and self.has_started and not self.may_be_prompt():
             text, self.tail = self.tail, b""
             self.put_out(text)
 
@@ -297,6 +304,7 @@ class Console:
 
     def put(self, stream, text):
         """Write to the server's FIFO; if it reads nothing now, go on with all else meanwhile."""
+        self.passed += len(text)
         self.wait_until_read(3 - stream)
         while text:
             try:
@@ -385,8 +393,10 @@ class Worker:
         self.pid = os.getpid()
         self.folder = tempfile.mkdtemp(prefix="pipes-", dir=rundir)
         self.version = self.tempdir = ""
+        self.is_up = False  # before R's first prompt and after its last nothing is taken on
         self.run = None
         self.last = 0
+        self.terminal = 0, False
         self.queue = collections.deque()
         self.answers = {}
         self.asks = 0
@@ -394,7 +404,8 @@ class Worker:
         self.answer = None  # of the R side, to the turn that is under way
         self.is_value = False
         self.is_evaluating = False
-        self.strike_at = None
+        self.strike_at = None  # when R, which has missed an interrupt, gets it once more
+        self.was_interrupted = False  # in the expression that was evaluated last
         self.signalled = 0.0
         self.refusals = 0  # questions in a row to which there was no answer
         self.status, self.exit = "ok", None
@@ -425,26 +436,41 @@ class Worker:
         ]
         self.program.write("boot", "\n".join(lines) + "\n")
         line = ("eval(parse(%s))" % literal(os.path.join(self.folder, "boot"))).encode()
+        self.wait_for_top()
         console = self.console
-        while self.answer is None:
-            self.wait_for_line()
-            before, console.tail = console.tail, b""
-            console.expect_echo(line)
-            self.program.type(line)
-            self.wait_for_line()
-            self.look(0)
-            prompt = self.answer["prompt"].encode() if self.answer else b""
-            if prompt and before.endswith(prompt):
-                before = before[: -len(prompt)]
-            if before:
-                console.put_out(before)
+        prompt, console.tail = console.tail, b""
+        console.expect_echo(line)
+        self.program.type(line)
+        self.wait_for_line()
+        self.look(0)
+        if self.answer is None:
+            raise RuntimeError("R does not do as it is told: %r" % (prompt + console.tail + console.held))
+        known = self.answer["prompt"].encode()
+        before = prompt[: -len(known)] if known and prompt.endswith(known) else prompt
+        if before:
+            console.put_out(before)
         self.version, self.tempdir = self.answer["version"], self.answer["tempdir"]
         console.error_words = tuple(word.encode() for word in self.answer["errors"])
+        console.has_started = True
         console.take_prompt()
         console.flush()
+        self.is_up = True
         self.side.keep_connected()
         if self.reason:
             self.notice("R runs as a piped program here: %s" % self.reason, "engine")
+
+    def wait_for_top(self):
+        """Until R is at its first prompt. A profile may ask, too; R alone answers an empty line by its prompt again."""
+        console = self.console
+        for _ in range(MOST_QUESTIONS):
+            self.wait_for_line()
+            before, passed = console.tail, console.passed
+            console.expect_echo(b"")
+            self.program.type(b"")
+            self.wait_for_line()
+            if console.passed == passed and console.tail == before * 2:
+                console.tail = before
+                return
 
     def serve(self):
         """Run what comes until told to stop."""
@@ -469,6 +495,7 @@ class Worker:
     def end(self):
         """Let R end by the end of its input, and go as it went."""
         program = self.program
+        self.is_up = False
         program.process.stdin.close()
         deadline = clock() + ENDING
         try:
@@ -502,7 +529,7 @@ class Worker:
             poll.register(place.fileno(), select.POLLIN)
         for descriptor in (program.stdout, program.stderr, program.tell):
             poll.register(descriptor, select.POLLIN)
-        if len(connections) < 2 and self.version:
+        if len(connections) < 2 and self.is_up:
             longest = min(longest, max(0.001, self.side.next_try - clock()))
         if self.console.tail or self.console.held:
             longest = min(longest, HOLD / 4)
@@ -514,7 +541,7 @@ class Worker:
         self.see_interrupt()
 
     def read_frames(self):
-        if not self.version:  # R has not come to its prompt: nothing is taken on
+        if not self.is_up:
             return
         self.side.keep_connected()
         self.side.read()
@@ -677,12 +704,15 @@ class Worker:
         is_script = run.get("mode") == "script"
         timed = is_script and bool(run.get("timer"))
         self.program.write("code", run["code"].replace("\r\n", "\n"))
-        width = int(run.get("width") or 0)
-        begun = self.ask_r("begin", run.get("filename") or "", run.get("keep") or None, width, timed)
+        terminal = int(run.get("width") or 0), bool(run.get("color"))
+        if terminal != self.terminal:
+            self.ask_r("set_terminal", *terminal)
+            self.terminal = terminal
+        begun = self.ask_r("begin", run.get("filename") or "", run.get("keep") or None, timed)
         if "count" not in begun:
             self.refuse(begun)
             return
-        before, count = begun["state"], begun["count"]
+        before, count, ended = begun["state"], begun["count"], {}
         for place in range(1, count + 1):
             if self.is_interrupted():
                 self.interrupted()
@@ -690,7 +720,8 @@ class Worker:
             if timed:
                 self.echo_source(begun["texts"][place - 1])
             held = self.evaluate()
-            after = self.ask_r("step", place + 1) if place < count else self.ask_r("state")
+            ended = self.ask_r("step", place + 1) if place < count else self.ask_r("finish")
+            after = ended["state"]
             went_well = self.conclude(held, before, after)
             if timed:
                 self.tell_time(before["time"], after["time"])
@@ -698,7 +729,8 @@ class Worker:
             stopped = self.stopping or self.status == "interrupted" or self.exit is not None
             if stopped or not (went_well or (is_script and run.get("keep_going"))):
                 break
-        ended = self.ask_r("finish")
+        if "plots" not in ended:
+            ended = self.ask_r("finish")
         if ended["plots"]:
             self.show_plots()
         if ended["state"]["sinks"] > begun["state"]["sinks"]:
@@ -720,6 +752,10 @@ class Worker:
             self.pass_on_question()
         self.look(0)
         self.is_evaluating = False
+        self.was_interrupted = self.is_interrupted()
+        if self.strike_at == float("inf"):  # R has had it, and may have gone on
+            number = self.run["number"]
+            self.interrupts.numbers -= {number, number | r_worker.SWALLOWED}
         held, console.held = console.held, b""
         console.take_prompt()
         return held
@@ -752,7 +788,7 @@ class Worker:
         """Whether R jumped for an error: it wrote the message, or keeps one that it had not before."""
         if message and (message in held or message.decode() != before["message"]):
             return True
-        return not self.is_interrupted() and clock() - self.signalled > 5.0 and held != b"\n"
+        return not self.was_interrupted and clock() - self.signalled > 5.0 and held != b"\n"
 
     def report(self, held, message, after):
         """The error frame; gives what stood on stderr before the message."""

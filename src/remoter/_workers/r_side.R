@@ -248,9 +248,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # What the name at the cursor is, for a person to read.
   inspect <- function(code, cursor = nchar(code)) answering({
     name <- name_at(code, cursor)
-    found <- if (nzchar(name)) find_value(name) else NULL
-    text <- if (is.null(found)) "" else tell(name, found$value)
-    object(found = truth(!is.null(found)), text = quoted(text))
+    text <- if (nzchar(name)) tell(name, find_value(name)) else ""
+    object(found = truth(nzchar(text)), text = quoted(text))
   })
 
   # The name that is meant: the whole, the one at the cursor, or the function being called.
@@ -270,7 +269,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     as.character(c(utils:::inFunction(line, nchar(line)), ""))[1L]
   }
 
-  # The value of `a`, `pkg::a`, `a$b`, `a@b` in a list, or NULL; functions of the user are not called.
+  # The value of `a`, `pkg::a`, `a$b`, `a@b`, or `unknown`; functions of the user are not called.
   find_value <- function(name) {
     parts <- regmatches(name, gregexpr(paste0(name_pattern, "|:::?|\\$|@"), name, perl = TRUE))[[1L]]
     parts <- gsub("`", "", parts, fixed = TRUE)
@@ -281,7 +280,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     } else {
       place <- place_of(parts[1L])
       if (is.null(place)) {
-        return(NULL)
+        return(unknown)
       }
       value <- get(parts[1L], envir = place)
       parts <- parts[-1L]
@@ -295,14 +294,19 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
         unclass(value)[[parts[2L]]]
       }
       if (is.null(value)) {
-        return(NULL)
+        return(unknown)
       }
       parts <- parts[-(1:2)]
     }
-    list(value = value)
+    value
   }
 
+  unknown <- new.env(parent = emptyenv())
+
   tell <- function(name, value) {
+    if (identical(value, unknown)) {
+      return("")
+    }
     if (is.function(value)) {
       return(paste(c(signature_of(name, value), help_on(name)), collapse = "\n"))
     }
@@ -683,10 +687,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     invisible()
   }
 
-  new_sheet <- function() {
-    last_page <<- last_page + 1L
-    list(id = paste0("plot-", last_page), number = last_page, steps = 0L, is_shown = FALSE)
-  }
+  new_sheet <- function() list(number = 0L, steps = 0L)
 
   is_ours <- function(device) {
     number <- as.character(device)
@@ -729,11 +730,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     if (device != current) grDevices::dev.set(device)
     page <- tryCatch(grDevices::recordPlot(), error = function(problem) NULL)
     steps <- length(page[[1L]])
-    if (steps != sheet$steps && has_content(page)) {
-      rendered[[length(rendered) + 1L]] <<- shown(page, sheet)
-      sheet$steps <- steps
-      sheet$is_shown <- TRUE
+    if (has_content(page, if (steps < sheet$steps) 0L else sheet$steps)) {
+      is_update <- sheet$number > 0L
+      if (!is_update) sheet$number <- last_page <<- last_page + 1L
+      rendered[[length(rendered) + 1L]] <<- shown(page, sheet$number, is_update)
     }
+    sheet$steps <- steps
     sheets[[as.character(device)]] <<- if (is_finished) new_sheet() else sheet
     invisible()
   }
@@ -743,8 +745,10 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     "gridDirty", "setGPar", "setviewport", "upviewport", "downviewport", "initGPar", "initViewport"
   )
 
-  has_content <- function(page) {
-    for (step in page[[1L]]) {
+  # Whether one of the steps after those that are known leaves something to be seen.
+  has_content <- function(page, known) {
+    steps <- page[[1L]]
+    for (step in if (known) utils::tail(as.list(steps), -known) else steps) {
       name <- tryCatch(step[[2L]][[1L]][["name"]], error = function(problem) NULL)
       if (is.null(name) || !name %in% invisible_steps) {
         return(TRUE)
@@ -753,10 +757,10 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     FALSE
   }
 
-  shown <- function(page, sheet) {
+  shown <- function(page, number, is_update) {
     common <- c(
-      id = quoted(sheet$id), update = truth(sheet$is_shown),
-      text = quoted(paste0("<plot ", sheet$number, ">"))
+      id = quoted(paste0("plot-", number)), update = truth(is_update),
+      text = quoted(paste0("<plot ", number, ">"))
     )
     tryCatch(
       {
@@ -925,9 +929,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     pipes <<- new.env(parent = environment())
     pipes$folder <- folder
     pipes$nonce <- nonce
-    for (name in names(environment)) {
-      if (is.na(environment[[name]])) Sys.unsetenv(name) else do.call(Sys.setenv, environment[name])
-    }
+    for (name in names(environment)) set_variable(name, environment[[name]])
+    pipes$variables <- Sys.getenv(c("COLUMNS", "R_CLI_NUM_COLORS"), unset = NA)
     assign(paste0(nonce, "t"), turn, envir = .AutoloadEnv)
     hello <- object(
       kind = quoted("hello"), prompt = quoted(getOption("prompt")), tempdir = quoted(tempdir()),
@@ -937,6 +940,22 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     set_prompt()
     tell_worker(hello)
     invisible(get0(".Last.value", envir = baseenv()))
+  }
+
+  set_variable <- function(name, value) {
+    if (is.na(value)) Sys.unsetenv(name) else do.call(Sys.setenv, structure(list(value), names = name))
+  }
+
+  # R, its packages and the programs that it starts learn the submitter's terminal.
+  set_terminal <- function(width, color) {
+    if (width > 0L) options(width = max(10L, min(width, 10000L)))
+    theirs <- pipes$variables
+    set_variable("COLUMNS", if (width > 0L) as.character(width) else theirs[["COLUMNS"]])
+    if (!nzchar(Sys.getenv("NO_COLOR"))) {
+      wanted <- theirs[["R_CLI_NUM_COLORS"]]
+      set_variable("R_CLI_NUM_COLORS", if (color && is.na(wanted)) "256" else wanted)
+    }
+    "{}"
   }
 
   set_prompt <- function() options(prompt = paste0(pipes$nonce, "> "), continue = paste0(pipes$nonce, "+ "))
@@ -965,8 +984,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   # Read the code of a run; `timed` also gives the source of each expression.
-  begin <- function(filename = "", keep = NULL, width = 0L, timed = FALSE) {
-    if (width > 0L) options(width = max(10L, min(width, 10000L)))
+  begin <- function(filename = "", keep = NULL, timed = FALSE) {
     file <- file.path(pipes$folder, "code")
     lines <- readLines(file, encoding = "UTF-8", warn = FALSE)
     with_source <- timed || isTRUE(getOption("keep.source"))
@@ -1008,7 +1026,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   step <- function(number) {
     ended <- state()
     prepare(number)
-    ended
+    object(state = ended)
   }
 
   bind_value <- function() {

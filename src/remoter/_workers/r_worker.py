@@ -87,7 +87,8 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
         sinks = function() sink.number(),
         version = function() paste(R.version$major, R.version$minor, sep = "."),
         tempdir = function() tempdir(),
-        depth = function() sys.nframe(),
+        depth = function() sys.nframe() - 1L,
+        error_message = function() geterrmessage(),
         are_errors_shown = function() !isFALSE(getOption("show.error.messages")),
         has_error_handler = function() !is.null(getOption("error")),
         rlang_text = function() {
@@ -113,6 +114,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
 
 
 COLORS = "R_CLI_NUM_COLORS"  # what R's packages look at
+SHOW_TIME = 1.0  # seconds after which a plot is shown although the run goes on
 
 
 class Missing(Exception):
@@ -121,10 +123,13 @@ class Missing(Exception):
 
 # --- R's C interface ---------------------------------------------------------------------------
 
-WriteConsole = ctypes.PYFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
-ReadConsole = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
-Procedure = ctypes.PYFUNCTYPE(None)
-Handler = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+# What R calls of ours. `use_errno`: R's C code looks at errno after what it has evaluated, and must not find ours.
+WriteConsole = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, use_errno=True)
+ReadConsole = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, use_errno=True
+)
+Procedure = ctypes.CFUNCTYPE(None, use_errno=True)
+Handler = ctypes.CFUNCTYPE(None, ctypes.c_void_p, use_errno=True)
 
 
 class InputHandler(ctypes.Structure):
@@ -140,6 +145,7 @@ InputHandler._fields_ = [
 
 POINTER_FUNCTIONS = {
     "Rf_install": 1,
+    "Rf_findVarInFrame": 2,
     "Rf_mkCharLenCE": 3,
     "Rf_ScalarString": 1,
     "Rf_ScalarInteger": 1,
@@ -153,13 +159,14 @@ POINTER_FUNCTIONS = {
     "VECTOR_ELT": 2,
     "STRING_ELT": 2,
     "R_CHAR": 1,
+    "addInputHandler": 4,
 }
 INTEGER_FUNCTIONS = {"Rf_length": 1, "TYPEOF": 1, "Rf_asInteger": 1, "Rf_initialize_R": 2}
 VOID_FUNCTIONS = {"Rf_unprotect": 1, "R_PreserveObject": 1, "setup_Rmainloop": 0, "run_Rmainloop": 0}
 VARIABLES = [
     *("R_GlobalEnv", "R_BaseEnv", "R_NilValue", "R_UnboundValue", "R_Outputfile", "R_Consolefile"),
     *("ptr_R_ReadConsole", "ptr_R_WriteConsole", "ptr_R_WriteConsoleEx", "ptr_R_ResetConsole"),
-    *("ptr_R_FlushConsole", "R_PolledEvents", "R_interrupts_pending"),
+    *("ptr_R_FlushConsole", "R_PolledEvents", "R_InputHandlers", "R_interrupts_pending"),
 ]
 LOGICAL, INTEGER, STRING, LIST, UTF8 = 10, 13, 16, 19, 1
 SYMBOL_VALUE, PROMISE_VALUE = 40, 32  # where these stand in memory; `check_layout` looks whether they do
@@ -187,19 +194,16 @@ class Library:
             getattr(self, name).argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
         self.variables = {name: self.variable(name) for name in VARIABLES}
         self.pending = self.integer("R_interrupts_pending")
+        self.handlers = self.variables["R_InputHandlers"]
+        self.addInputHandler.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
         # What may be missing in another R: each has a way around it.
         self.suspended = self.integer("R_interrupts_suspended", optional=True)
         self.visible = self.integer("R_Visible", optional=True)
         self.wait_time = self.integer("R_wait_usec", optional=True)
         self.context = self.variable("R_GlobalContext", optional=True)
-        self.handlers = self.variable("R_InputHandlers", optional=True)
         self.error_buffer = self.function("R_curErrorBuf", ctypes.c_char_p, 0, optional=True)
         self.devices = self.function("Rf_NumDevices", ctypes.c_int, 0, optional=True)
         self.set_promise = self.function("SET_PRVALUE", None, 2, optional=True)
-        self.add_handler = self.function("addInputHandler", ctypes.c_void_p, 4, optional=True)
-        self.remove_handler = self.function("removeInputHandler", ctypes.c_int, 2, optional=True)
-        if self.add_handler is not None:
-            self.add_handler.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 
     def function(self, name, result, count, optional=False):
         try:
@@ -312,8 +316,6 @@ class Library:
 
     def watched(self):
         """The file descriptors that R's packages want to be watched."""
-        if self.handlers is None or not self.handlers.value:
-            return []
         found = []
         entry = ctypes.cast(self.handlers.value, ctypes.POINTER(InputHandler))
         while entry:
@@ -338,7 +340,7 @@ class Half:
         self.symbol = library.Rf_install(NAME)
         self.traceback_symbol = library.Rf_install(b".Traceback")
         self.place = library.Rf_protect(library.evaluate(library.parse(".AutoloadEnv")))
-        self.find = library.function("Rf_findVarInFrame", ctypes.c_void_p, 2, optional=True)
+        self.find = library.Rf_findVarInFrame
         self.slot = None
         self.unforced = library.variables["R_UnboundValue"].value
         self.is_known = self.check_layout()
@@ -352,8 +354,6 @@ class Half:
 
     def check_layout(self):
         """Whether a promise in memory is what we think it is: one is made, looked at, forced, looked at again."""
-        if self.find is None:
-            return False
         self("parse", "1", "", False)
         self("bind", NAME.decode(), 1)
         self.look()
@@ -775,6 +775,12 @@ class Interrupts:
             return
         self.numbers.update(number for (number,) in struct.iter_unpack("!Q", data[: len(data) // 8 * 8]))
 
+    def take(self, number):
+        """Whether that run is to be interrupted; asked once."""
+        meant = self.numbers & {number, number | SWALLOWED}
+        self.numbers -= meant
+        return bool(meant)
+
     def forget(self, number):
         """Runs up to that one are over."""
         self.numbers = {n for n in self.numbers if n & ~SWALLOWED > number}
@@ -821,7 +827,6 @@ class Worker:
         self.side = Side(self, path)
         self.waker = self.side.waker
         self.console = Console(self, self.streams)
-        self.live = False
         self.is_up = False
 
     # Life
@@ -851,6 +856,8 @@ class Worker:
     def is_at_top(self, prompt):
         if not self.is_up:  # a profile asks
             return False
+        if self.half is None:
+            return True
         if self.library.context is not None:
             return self.library.context.value == self.top
         depth = self.half("depth")
@@ -860,10 +867,16 @@ class Worker:
         """R has come to its first prompt."""
         signal.signal(signal.SIGPIPE, lambda *_: None)  # R's own would jump out of our writing
         self.half = Half(self.library)
+        if self.library.error_buffer is None:
+            self.library.error_buffer = self.error_message
         self.version = self.library.text(self.half("version")) or ""
         self.tempdir = self.library.text(self.half("tempdir")) or ""
         self.pump_expression = self.library.parse(PUMP)
         self.side.keep_connected()
+
+    def error_message(self):
+        """What `R_curErrorBuf` gives, where that is not to be had."""
+        return (self.library.text(self.half("error_message")) or "").encode()
 
     def stop(self, reason):
         """End when idle; what runs is interrupted."""
@@ -914,14 +927,21 @@ class Worker:
     def at_top(self):
         """R's top level: the next expression of a run, or of the next run; None ends R."""
         if self.half is None:
-            self.greet()
+            try:
+                self.greet()
+            except Exception as problem:  # an R in which nothing of ours can be done
+                self.astray(problem)
+                os._exit(1)
         self.typed = b""
         if self.run is not None:
             self.end_expression()
         while True:
             if self.run is not None:
                 if self.place < self.count:
-                    return self.feed()
+                    try:
+                        return self.feed()
+                    except RuntimeError as problem:
+                        self.error("Error: %s" % problem, "Error", str(problem))
                 self.end_run()
             if self.stopping:
                 self.console.swallow(True)
@@ -955,8 +975,6 @@ class Worker:
         while end < len(self.typed) and 0x80 <= self.typed[end] < 0xC0:  # inside a character
             end -= 1
         line, self.typed = self.typed[:end], self.typed[end:]
-        if is_browser:
-            console.slot = None if console.slot is None else self.half.slot
         return line
 
     def end_of_file(self):
@@ -970,14 +988,7 @@ class Worker:
         number = self.run["number"]
         while self.asks not in self.answers:
             self.idle(250)
-            if (
-                self.stopping
-                or number in self.interrupts.numbers
-                or number | SWALLOWED in self.interrupts.numbers
-            ):
-                self.interrupts.numbers.difference_update((number, number | SWALLOWED))
-                return INTERRUPTED
-            if self.library.pending.value:
+            if self.stopping or self.library.pending.value or self.interrupts.take(number):
                 return INTERRUPTED
         return self.answers.pop(self.asks)
 
@@ -989,7 +1000,8 @@ class Worker:
         places = [self.waker, self.interrupts, *self.connections()]
         now = clock()
         watched = self.library.watched() if now >= self.pump_after else []
-        ticks = self.library.wait_time is not None and self.library.wait_time.value > 0
+        wait_time = self.library.wait_time
+        ticks = wait_time is not None and wait_time.value > 0
         if ticks or now < self.pump_after:
             longest = PUMP_TIME
         if len(places) < 4:
@@ -1090,13 +1102,15 @@ class Worker:
     def watch(self, on=True):
         """Have R watch our connections too, so that `Sys.sleep` wakes. Entries are changed and never removed,
         since R may just be going along the list; one without a connection watches the waker."""
-        if self.library.handlers is None or self.library.add_handler is None or self.half is None:
+        if self.half is None:
             return
         if self.entries is None:
             callback = ctypes.cast(self.handler, ctypes.c_void_p)
             self.entries = [
                 ctypes.cast(
-                    self.library.add_handler(self.library.handlers, self.waker.fileno(), callback, ACTIVITY),
+                    self.library.addInputHandler(
+                        self.library.handlers, self.waker.fileno(), callback, ACTIVITY
+                    ),
                     ctypes.POINTER(InputHandler),
                 )
                 for _ in range(2)
@@ -1133,9 +1147,9 @@ class Worker:
         self.set_terminal(run.get("width") or 0, bool(run.get("color")))
         self.traceback = self.half.last_traceback()
         self.sinks = self.count_sinks()
-        self.started = stopwatch()
+        self.started = self.shown = stopwatch()
         self.interrupts.read()
-        if number in self.interrupts.numbers or number | SWALLOWED in self.interrupts.numbers:
+        if self.interrupts.take(number):
             self.library.pending.value = 0
             self.interrupted()
         else:
@@ -1200,7 +1214,9 @@ class Worker:
             spent = [after - before for after, before in zip(self.now(), self.timed)]
             console.put(1, b"   user  system elapsed\n%7.3f %7.3f %7.3f\n" % tuple(spent))
         if self.library.devices is not None and self.library.devices() > 1:
-            self.show_plots()
+            # A page that the next expression goes on with need not be shown yet.
+            if self.place >= self.count or stopwatch() - self.shown > SHOW_TIME:
+                self.show_plots()
         self.interrupts.read()
         was_swallowed = self.run["number"] | SWALLOWED in self.interrupts.numbers
         if self.status == "ok" and (pending or was_swallowed or self.stopping):
@@ -1325,6 +1341,7 @@ class Worker:
         )
 
     def show_plots(self):
+        self.shown = stopwatch()
         try:
             plots = self.ask_r("plots").get("plots") or []
         except Exception as problem:
@@ -1380,7 +1397,9 @@ def message_of(text):
 
 def main(arguments):
     """`r_worker.py RUNDIR WORKERID ENGINE [REASON]`: the reason why another Python could not embed R."""
-    rundir, worker_id = arguments[:2]
+    rundir, worker_id, engine = arguments[:3]
+    if engine == "pipe":
+        become(sys.executable, os.path.join(HERE, "r_pipe.py"), *arguments)
     home = os.environ.get("R_HOME", "")
     name = "libR.dylib" if sys.platform == "darwin" else "libR.so"
     path = os.environ.get("REMOTER_R_LIBRARY") or os.path.join(home, "lib", name)
@@ -1422,12 +1441,15 @@ def fall_back(arguments, reason):
         sys.stderr.write("R cannot be embedded: %s\n" % reason)
         sys.exit(1)
     other = "/usr/bin/python3"
-    program = os.path.abspath(__file__)
     is_second = len(arguments) > 3
     if not is_second and os.access(other, os.X_OK) and not os.path.samefile(other, sys.executable):
-        os.execv(other, [other, program, *arguments, reason])
-    reason = arguments[3] if is_second else reason
-    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "r_pipe.py"), *arguments[:3], reason])
+        become(other, __file__, *arguments, reason)
+    become(sys.executable, os.path.join(HERE, "r_pipe.py"), *arguments[:3], *(arguments[3:] or [reason]))
+
+
+def become(python, program, *arguments):
+    """Run another program in this process, which the keeper watches."""
+    os.execv(python, [python, os.path.abspath(program), *arguments])  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":
