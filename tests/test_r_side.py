@@ -276,6 +276,8 @@ x <- c(1.5, 2)
 tell("in odd options", .remoter$variables())
 options(warn = 0, OutDec = ".", scipen = 0)
 same <- identical(before$seed, .Random.seed) && identical(before$search, search())
+try(stop("the user's own"), silent = TRUE)
+tell("last error", { .remoter$check("x y"); .remoter$inspect("no::thing", 2L); .remoter$quoted(geterrmessage()) })
 tell("same", if (same && !any(grepl("remoter", ls(all.names = TRUE)))) "true" else "false")
 y <- numeric(1e5)
 invisible(tracemem(y))
@@ -295,6 +297,7 @@ cat("\n@@survives\t", .remoter$check("1"), "\n", sep = "")
 def test_answers_leave_everything_as_it_was(r_program, tmp_path):
     ended, answers = run_r(r_program, UNTOUCHED, tmp_path)
     assert answers["same"] is True
+    assert answers["last error"] == "Error in try(stop(\"the user's own\"), silent = TRUE) : the user's own\n"
     assert answers["survives"] == {"status": "complete"}
     assert answers["bound"] == 1
     assert "tracemem[" not in ended.stdout  # no value was copied when it was changed

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 
 from . import _rtimes
+from ._arrow import calmly
 from ._rarrays import (
     NA_INTEGER,
     is_missing,
@@ -418,7 +419,7 @@ def open_frame_as(node: Node, format: str, value_of: Callable[..., Any]) -> Any:
             arrays = [_to_arrow(vector, value_of, name) for name, vector in columns]
             return pyarrow.Table.from_arrays(arrays, names=[name for name, _ in columns])
         polars = importlib.import_module("polars")
-        return polars.DataFrame([_to_polars(name, vector, value_of) for name, vector in columns])
+        return polars.DataFrame([calmly(_to_polars, name, vector, value_of) for name, vector in columns])
     except ImportError as error:
         raise ValuesError(
             "kind", f"`{format}` needs a library that is not installed here", str(error)
@@ -489,21 +490,19 @@ def _to_polars(name: str, vector: Vector, value_of: Callable[..., Any]) -> Any:
         )
     if kind == "list":
         return polars.Series(name, [value_of(item) for item in values])
-    if kind == "factor":
-        codes = numpy.where(missing, 0, values).astype("<u4")
-        levels = polars.Series(name, more[0] or [""], dtype=polars.Enum(more[0] or [""]))
-        made = levels.gather(polars.Series(codes))
-    elif kind == "Date":
-        made = polars.Series(name, numpy.where(missing, 0, values).astype("<i4")).cast(polars.Date)
-    elif kind == "POSIXct":
-        made = polars.Series(name, values).cast(polars.Datetime(*more))
-    elif kind == "difftime":
-        made = polars.Series(name, values).cast(polars.Duration(more[0]))
-    else:
-        made = polars.Series(name, values)
+    if kind in ("factor", "Date"):
+        values = numpy.where(missing, 0, values).astype("<u4" if kind == "factor" else "<i4")
+    made = polars.Series(name, values)
     if missing is not None and missing.any():
         made = made.set(polars.Series(missing), None)
-    return made
+    if kind == "factor":
+        levels = more[0] or [""]
+        return polars.Series(name, levels, dtype=polars.Enum(levels)).gather(made)
+    if kind == "Date":
+        return made.cast(polars.Date)
+    if kind == "POSIXct":
+        return made.cast(polars.Datetime(*more))
+    return made.cast(polars.Duration(more[0])) if kind == "difftime" else made
 
 
 def convert(value: Any, format: str) -> Any:

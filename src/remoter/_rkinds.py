@@ -90,7 +90,8 @@ class RVector(Sequence[Any]):
         return self.values[place]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return importlib.import_module("numpy").array(self.values, dtype=dtype, copy=bool(copy) or None)
+        numpy = importlib.import_module("numpy")
+        return numpy.array(self.values, dtype) if copy else numpy.asarray(self.values, dtype)
 
     @property
     def names(self) -> list[str] | None:

@@ -11,7 +11,8 @@ it then waits for `go`, so that we know where in its output the value begins.
 
 What R prints at its console is not marked. A prompt is known by a secret in it, and by R waiting
 for a line, which the system tells where it can (`/proc`); an unfinished line at which R waits
-is a question for the client. Text on stderr is held for a moment: if R is back at its prompt
+is a question for the client. Where the system does not tell, the R side
+says that it is about to read a line. Text on stderr is held for a moment: if R is back at its prompt
 by then, it is the error that ended the expression.
 
 One file, longer than others, since it travels, and since all of it is one conversation with R.
@@ -44,7 +45,8 @@ LONGEST_RESULT = 65536  # bytes of a value's text in a `result` frame; all of it
 LONGEST_LINE = 4000  # bytes that R's console reads as one line
 HOLD = 0.01  # seconds that an unfinished line waits to become a prompt
 HOLD_ERROR = 0.3  # seconds that what looks like an error waits for R's prompt
-QUIET = 0.15  # seconds of silence after which an unfinished line is a question, where nothing else tells
+PROMPT_TIME = 0.005  # seconds after which a prompt is one, where nothing tells whether R waits
+FIRST_TIME = 0.15  # the same while nothing is known of R's prompt
 KNOWN_PATIENCE = 0.3  # seconds that a question waits for R, before what was last known is the answer
 MOST_QUESTIONS = 50  # that a profile may ask
 ENDING = 5.0  # seconds that R has to end
@@ -198,6 +200,7 @@ class Console:
         self.written = b""  # the end of what went to stderr
         self.captured = None
         self.passed = 0  # bytes that went to the server
+        self.is_reading = False  # the R side has said that it will ask for a line
         self.has_started = False  # until then any unfinished line may be a prompt
 
     # What comes from R
@@ -257,13 +260,23 @@ class Console:
         waited = clock() - self.changed
         if self.held and waited > (HOLD_ERROR if self.seems_error() else 2 * HOLD):
             self.flush_held()
-        if self.tail and waited > HOLD and self.has_started and not self.may_be_prompt():
+        if self.tail and waited > HOLD and self.has_started and not self.may_be_prompt_or_question():
             text, self.tail = self.tail, b""
             self.put_out(text)
 
     def seems_error(self):
         lines = (b"\n" + self.held).split(b"\n")
         return any(line.startswith(self.error_words) for line in lines) or not self.held.strip(b"\n")
+
+    def may_be_prompt_or_question(self):
+        return self.may_be_prompt() or self.may_be_question()
+
+    def may_be_question(self):
+        """Whether R will wait for a line after this one, as far as it can be seen from here."""
+        has_crashed = b"Possible actions:" in (self.written + self.held)[-400:]
+        is_first = bool(self.tail) and not self.has_started
+        is_marked = self.is_reading or self.tail.startswith(b"Browse[") or has_crashed or is_first
+        return is_marked and not self.skipping and not self.at_prompt()
 
     def may_be_prompt(self):
         if clock() - self.changed > 10 * HOLD:
@@ -424,10 +437,11 @@ class Worker:
         lines = [
             'eval(parse(%s, keep.source = FALSE, encoding = "UTF-8"))'
             % literal(os.path.join(HERE, "r_side.R")),
-            ".remoter$open_pipes(%s, %s, list(%s))"
+            ".remoter$open_pipes(%s, %s, %s, list(%s))"
             % (
                 literal(self.folder),
                 literal(self.program.nonce),
+                literal(self.program.waits() is None),
                 ", ".join(
                     "%s = %s" % (name, "NA" if value is None else literal(value))
                     for name, value in self.program.hidden.items()
@@ -586,7 +600,9 @@ class Worker:
 
     def hear(self, message):
         """A message of the R side."""
-        if message["kind"] == "value":
+        if message["kind"] == "reading":
+            self.console.is_reading = message["now"]
+        elif message["kind"] == "value":
             self.is_value = True
             if message["visible"]:
                 while waiting_bytes(self.program.stderr):
@@ -619,23 +635,24 @@ class Worker:
 
     def swallow_newline(self):
         """The line that R ends on stderr when it is interrupted."""
-        if self.console.held.endswith(b"\n") and clock() - self.signalled < 5.0:
-            self.console.held = self.console.held[:-1]
+        if not self.console.held.strip(b"\n") and clock() - self.signalled < 5.0:
+            self.console.held = b""
 
     # R's console
 
     def wait_for_line(self):
         """Until R wants a line: True at its top level, False elsewhere. Raises Ended."""
         console, program = self.console, self.program
+        patience = PROMPT_TIME if console.has_started else FIRST_TIME
         while True:
             waits = self.waits_quickly()
             is_read = not waiting_bytes(program.stdout) and not waiting_bytes(program.stderr)
             if waits and is_read and console.skipping != 2:
                 return console.at_prompt()
             quiet = clock() - max(console.changed, program.typed)
-            if console.at_prompt() and quiet > (0.005 if waits is None else 10 * HOLD):
+            if console.at_prompt() and quiet > (PROMPT_TIME if waits is None else 10 * HOLD):
                 return True
-            if waits is None and console.tail and quiet > QUIET and not console.at_prompt():
+            if waits is None and console.may_be_question() and quiet > patience:
                 return False
             self.look(0.05)
             console.release()
@@ -660,10 +677,10 @@ class Worker:
                 self.console.take_question()
                 self.send_line("")
             self.look(0)
+            self.swallow_newline()
             self.console.take_prompt()
             if self.answer is not None:
                 return self.answer
-            self.swallow_newline()
         raise RuntimeError("R did not answer")
 
     def ask_r(self, name, *arguments):
@@ -694,6 +711,7 @@ class Worker:
                 self.run_code(run)
         except RuntimeError as problem:
             self.error("Error: %s" % problem, "Error", str(problem))
+        self.swallow_newline()
         self.console.flush()
         done = {"type": "done", "number": number, "status": self.status, "exit": self.exit}
         done["elapsed"] = stopwatch() - started
@@ -746,6 +764,7 @@ class Worker:
         """Have R evaluate and print the expression that is ready. Gives what is left on stderr."""
         console = self.console
         self.is_value, self.is_evaluating, self.refusals = False, True, 0
+        console.is_reading = False
         self.strike_at = None
         self.program.type(console.lines["value"])
         while not self.wait_for_line():

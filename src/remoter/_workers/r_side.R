@@ -1,4 +1,4 @@
-# The R half of an R session: what only R itself can answer or do; runs in the user's R, on the server's machine.
+# The R half of an R session: what only R itself can answer or do; in the user's R, on the server's machine.
 #
 # `eval(parse(THIS))` anywhere is all that is needed, and twice does no harm. The value, an
 # environment, also stands as `.remoter` among R's autoloads: found from the top level, listed by
@@ -66,10 +66,19 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # The answer, or what went wrong while it was made; warnings are nobody's business here.
   answering <- function(answer) {
     tryCatch(
-      suppressWarnings(suppressMessages(answer)),
-      error = function(problem) object(error = quoted(words_of(problem))),
+      attempting(
+        suppressWarnings(suppressMessages(answer)),
+        function(problem) object(error = quoted(words_of(problem)))
+      ),
       interrupt = function(problem) object(error = quoted("interrupted"), interrupted = "true")
     )
+  }
+
+  # What `failed` makes of an error of ours; `geterrmessage()` goes on to tell the user's last one.
+  attempting <- function(code, failed = function(problem) NULL) {
+    last_error <- geterrmessage()
+    on.exit(.Internal(seterrmessage(last_error)))
+    tryCatch(code, error = failed)
   }
 
   words_of <- function(problem) {
@@ -118,9 +127,15 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   invalid <- function(message, line) {
     object(
       status = quoted("invalid"),
-      message = quoted(paste0(gettext("Error: ", domain = "R"), message)),
+      message = quoted(paste0(translated("Error: "), message)),
       line = numbered(line)
     )
+  }
+
+  # As R itself says it, with its blanks, which newer versions of `gettext` would trim.
+  translated <- function(text) {
+    exactly <- if ("trim" %in% names(formals(gettext))) list(trim = FALSE)
+    do.call(gettext, c(list(text, domain = "R"), exactly))
   }
 
   # The source of each top-level expression, and the line on which it begins.
@@ -641,7 +656,13 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # What a variable is; promises are not forced.
   describe_binding <- function(name) {
     value <- read_binding(name, globalenv())
-    if (identical(value, unforced)) "promise" else if (identical(value, computed)) "active binding" else describe(value)
+    if (identical(value, unforced)) {
+      "promise"
+    } else if (identical(value, computed)) {
+      "active binding"
+    } else {
+      describe(value)
+    }
   }
 
   # Whether there is such an object: a variable, or data of an attached package.
@@ -703,17 +724,14 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   # The new and the changed plots: files that the caller removes. "" when there are none.
-  plots <- function() {
+  plots <- function() answering({
     for (device in as.integer(names(sheets))) {
       save_page(device, FALSE)
     }
-    if (!length(rendered)) {
-      return("")
-    }
     taken <- rendered
     rendered <<- list()
-    object(plots = listed(unlist(taken)))
-  }
+    if (length(taken)) object(plots = listed(unlist(taken))) else ""
+  })
 
   # The page on that device, if something was drawn since it was last shown, goes to `rendered`.
   save_page <- function(device, is_finished) {
@@ -778,11 +796,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   dots_per_inch <- 100
+  large <- 5e6 # bytes of a recorded plot from which on its lines are not smoothed, which takes half of the time
 
   render <- function(page, size) {
     force(page) # else it would be recorded from the device that is opened now
     path <- tempfile("plot-", tempdir(check = TRUE))
-    mime <- open_renderer(path, size)
+    mime <- open_renderer(path, size, utils::object.size(page) > large)
     device <- grDevices::dev.cur()
     on.exit({
       if (device %in% grDevices::dev.list()) grDevices::dev.off(device)
@@ -797,10 +816,14 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     list(path = path, mime = mime)
   }
 
-  open_renderer <- function(path, size) {
+  open_renderer <- function(path, size, is_large) {
+    smoothing <- if (is_large) "none" else "default"
     pixels <- pmax(1, round(size * dots_per_inch))
     if (capabilities("cairo")) {
-      grDevices::png(path, pixels[1L], pixels[2L], res = dots_per_inch, type = "cairo", bg = "white")
+      grDevices::png(
+        path, pixels[1L], pixels[2L],
+        res = dots_per_inch, type = "cairo", bg = "white", antialias = smoothing
+      )
     } else if (nzchar(system.file(package = "ragg"))) {
       getExportedValue("ragg", "agg_png")(path, pixels[1L], pixels[2L], res = dots_per_inch)
     } else {
@@ -810,24 +833,19 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     "image/png"
   }
 
-  # Hooks: a page is about to be begun; a device is about to be closed.
-  before_base_page <- function(...) {
-    if (!drawing && is_ours(grDevices::dev.cur()) && isTRUE(graphics::par("page"))) {
-      save_page(grDevices::dev.cur(), TRUE)
-    }
+  # Hooks: a page is about to be begun; a device is about to be closed. What fails here is not the user's error.
+  before_base_page <- function() {
+    device <- grDevices::dev.cur()
+    attempting(if (!drawing && is_ours(device) && isTRUE(graphics::par("page"))) save_page(device, TRUE))
   }
 
-  before_grid_page <- function(...) {
-    if (!drawing && is_ours(grDevices::dev.cur())) {
-      save_page(grDevices::dev.cur(), TRUE)
-    }
+  before_grid_page <- function() {
+    attempting(save_page(grDevices::dev.cur(), TRUE))
   }
 
   before_close <- function(device) {
-    if (!drawing && is_ours(device)) {
-      save_page(device, TRUE)
-      sheets[[as.character(device)]] <<- NULL
-    }
+    attempting(save_page(device, TRUE))
+    if (!drawing) sheets[[as.character(device)]] <<- NULL
   }
 
   # --- in place of a terminal and a screen --------------------------------------------------------
@@ -844,8 +862,11 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     invokeRestart("abort")
   }
 
-  # An interrupt that came while R waited for a line is acted upon at once.
+  # The value of what reads a line; an interrupt that came meanwhile is acted upon at once.
   checked <- function(value) {
+    announce(TRUE)
+    force(value)
+    announce(FALSE)
     Sys.sleep(0)
     value
   }
@@ -924,17 +945,19 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # expression is evaluated. To force a promise makes no frame and leaves visibility alone: so all is
   # as if the expression itself had been typed, however long it is.
 
-  # `nonce` begins the two names and our prompt. `environment`: variables as the user is to see them.
-  open_pipes <- function(folder, nonce, environment) {
+  # `nonce` begins the two names and our prompt. `announces`: reading a line is announced, since the
+  # worker cannot see it. `variables`: what the user is to find in his environment.
+  open_pipes <- function(folder, nonce, announces, variables) {
     pipes <<- new.env(parent = environment())
+    pipes$announces <- announces
     pipes$folder <- folder
     pipes$nonce <- nonce
-    for (name in names(environment)) set_variable(name, environment[[name]])
+    for (name in names(variables)) set_variable(name, variables[[name]])
     pipes$variables <- Sys.getenv(c("COLUMNS", "R_CLI_NUM_COLORS"), unset = NA)
     assign(paste0(nonce, "t"), turn, envir = .AutoloadEnv)
     hello <- object(
       kind = quoted("hello"), prompt = quoted(getOption("prompt")), tempdir = quoted(tempdir()),
-      errors = listed(quoted(c(gettext("Error: ", domain = "R"), gettext("Error in ", domain = "R")))),
+      errors = listed(quoted(c(translated("Error: "), translated("Error in ")))),
       version = quoted(paste(R.version$major, R.version$minor, sep = "."))
     )
     set_prompt()
@@ -965,6 +988,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     channel <- fifo(file.path(pipes$folder, "tell"), "wb", blocking = TRUE)
     on.exit(close(channel))
     writeLines(text, channel, useBytes = TRUE)
+  }
+
+  announce <- function(is_reading) {
+    if (!is.null(pipes) && pipes$announces && Sys.getpid() == process) {
+      tell_worker(object(kind = quoted("reading"), now = truth(is_reading)))
+    }
   }
 
   wait_for_worker <- function() {
@@ -1110,8 +1139,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       menu.graphics = FALSE,
       device = function(width = 7, height = 7, ...) open_device(width, height)
     )
-    setHook("before.plot.new", function(...) before_base_page(...))
-    setHook("before.grid.newpage", function(...) before_grid_page(...))
+    setHook("before.plot.new", function(...) before_base_page())
+    setHook("before.grid.newpage", function(...) before_grid_page())
   }
 
   invisible(environment())
