@@ -271,3 +271,22 @@ def test_a_pull_goes_on_after_the_server_was_killed(r_served):
         start = time.monotonic()
         assert session.pull("x").sum() == 2e6
         assert time.monotonic() - start < 20
+
+
+def test_a_python_session_gets_plain_values_and_no_classes_of_ours(r_session, served):
+    r_session.run(
+        "x <- structure(list(a = list(1, 'b'), m = matrix(1:4, 2, dimnames = list(c('r', 's'), NULL)),"
+        " day = as.Date('2026-11-22'), span = as.difftime(2, units = 'hours'), v = structure(1:3, note = 'n')),"
+        " class = 'mine')"
+    )
+    with served.connect() as python:
+        python.push("x", r_session.pull("x"))
+        seen = python.run(
+            "[type(v).__module__ + '.' + type(v).__name__ for v in (x, *x.values())]", quiet=True
+        )
+        assert "remoter" not in seen.text
+        assert python.run("x['m'].tolist(), str(x['day']), str(x['span'])", quiet=True).text == (
+            "([[1, 3], [2, 4]], '2026-11-22', '2:00:00')"
+        )
+        with pytest.raises(TransferError, match="nothing in Python"):
+            python.push("f", r_session.pull("mean"))

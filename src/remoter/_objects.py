@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import keyword
 import pickletools
+import sys
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -183,8 +184,9 @@ def pack(value: Any) -> Packed:
     """
     import cloudpickle
 
+    kinds = sys.modules.get(f"{__package__}._rkinds")  # or nothing has ever come from R here
     try:
-        return _values.pack(value, pickle=cloudpickle.dumps)
+        return _values.pack(kinds.plain(value) if kinds else value, pickle=cloudpickle.dumps)
     except ValuesError as error:
         raise as_error(error) from None
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAT = -(1 << 63)
+MOST_COLUMNS = 1_000_000
+"""Of a matrix that becomes a frame: each takes some time, also where there are no rows."""
+
 ROW_NAMES = "row.names"
 """The column that they are in where a frame has no index."""
 
@@ -258,7 +261,7 @@ def open_frame(node: Node, value_of: Callable[..., Any]) -> Any:
     index = pandas.RangeIndex(frame.height) if frame.rows is None else _label(frame.rows, pandas)
     parts = dict(enumerate(_keep_objects(column.values, index, pandas) for column in columns))
     made = pandas.DataFrame(parts, index=index, copy=False)
-    made.columns = pandas.Index(frame.names, dtype=object if set(map(type, frame.names)) - {str} else None)
+    made.columns = _label(frame.names, pandas)
     rest = {name: value_of(value) for name, value in frame.extra.items()}
     _remember(made, list(zip(frame.names, columns, strict=True)), rest)
     return made
@@ -293,8 +296,13 @@ def _keep_objects(values: Any, index: Any, pandas: Any) -> Any:
 
 
 def _label(names: Any, pandas: Any) -> Any:
-    """An index of names; of no names too."""
-    return pandas.Index(names, dtype=None if len(names) else object)
+    """An index of names; of none too, and of such as pandas takes for no texts."""
+    if not len(names) or None in set(names):
+        return pandas.Index(names, dtype=object)
+    try:
+        return pandas.Index(names)
+    except UnicodeEncodeError:
+        return pandas.Index(names, dtype=object)
 
 
 def _remember(made: Any, columns: list[tuple[Any, Column]], attributes: dict[str, Any]) -> None:
@@ -326,7 +334,7 @@ def _to_pandas(vector: Vector, value_of: Callable[..., Any]) -> Column:
     elif kind == "character":
         made = _texts_to_pandas(values)
     elif kind == "factor":
-        dtype = pandas.CategoricalDtype(pandas.Index(more[0], dtype=None if more[0] else object), more[1])
+        dtype = pandas.CategoricalDtype(_label(more[0], pandas), more[1])
         made = pandas.Categorical.from_codes(values, dtype=dtype)
     elif kind == "Date":
         with numpy.errstate(over="ignore"):
@@ -509,6 +517,9 @@ def convert(value: Any, format: str) -> Any:
     """A value in the form that the user wants it in."""
     from . import _frames
 
+    shape = getattr(value, "shape", ())
+    if len(shape) == 2 and shape[1] > MOST_COLUMNS:
+        raise ValuesError("kind", f"a matrix of `{shape[1]}` columns has no form as `{format}`")
     if format == "pandas" and is_installed("pandas"):
         value = _matrix_to_pandas(value)
     elif not isinstance(value, numpy.ndarray) and hasattr(value, "values") and hasattr(value, "attributes"):

@@ -26,7 +26,7 @@ from ._rdata import (
     dump,
     parse,
 )
-from ._values import _afford
+from ._values import ValuesError, _afford
 
 DEPTH = 100
 """Levels of lists within lists; what is deeper comes as an RValue."""
@@ -126,6 +126,32 @@ class RDict(dict[Any, Any]):
 
 def _as_list(values: Any) -> list[Any]:
     return [values] if values is None or isinstance(values, str | bytes) else list(values)
+
+
+def plain(value: Any) -> Any:
+    """R's kinds of values as Python's own, for a session that knows no others; what is R's alone is lost.
+
+    Raises:
+        ValuesError: it is nothing in Python.
+    """
+    kind = type(value)
+    if kind is RValue:
+        raise ValuesError(
+            "kind",
+            f"`{value.text}` of R ({value.type}) is nothing in Python",
+            hints=("it can go to an R session",),
+        )
+    if kind is RVector:
+        return plain(value.values)
+    if kind in (list, RList):
+        return [plain(item) for item in value]
+    if kind in (dict, RDict):
+        return {key: plain(item) for key, item in value.items()}
+    if kind.__module__ == f"{__package__}._rtimes":
+        return value.plain()
+    if kind.__module__ == f"{__package__}._rarrays":
+        return value.view(kind.__base__)
+    return value
 
 
 # --- vectors without attributes ------------------------------------------------------------

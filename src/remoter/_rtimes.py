@@ -25,17 +25,29 @@ class RDate(datetime.date):
 
     vector: Any = None
 
+    def plain(self) -> datetime.date:
+        """The date alone."""
+        return datetime.date(self.year, self.month, self.day)
+
 
 class RDatetime(datetime.datetime):
     """A moment that R has more exactly, or without a time zone; `vector` is what R has."""
 
     vector: Any = None
 
+    def plain(self) -> datetime.datetime:
+        """The moment alone."""
+        return datetime.datetime.combine(self.date(), self.timetz())
+
 
 class RTimedelta(datetime.timedelta):
     """A span of time that R counts in a unit other than seconds; `vector` is what R has."""
 
     vector: Any = None
+
+    def plain(self) -> datetime.timedelta:
+        """The span alone."""
+        return datetime.timedelta(self.days, self.seconds, self.microseconds)
 
 
 def find_zone(name: Any) -> datetime.tzinfo | None:
