@@ -328,6 +328,7 @@ def test_any_depth_is_read_and_written():
         (HEADER, "it ends too early"),
         (HEADER + struct.pack("<i", 99), "there is no type `99`"),
         (HEADER + struct.pack("<i", 255 | 1 << 8), "it refers to what is not there"),
+        (HEADER + struct.pack("<i", 4 | -1 << 31), "a flag is set that there is not"),
         (HEADER + struct.pack("<ii", 13, 5) + b"0" * 8, "it ends too early"),
         (HEADER + struct.pack("<ii", 19, 1 << 30), "it ends too early"),
         (HEADER + struct.pack("<ii", 16, 1 << 30), "it ends too early"),

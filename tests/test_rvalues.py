@@ -494,6 +494,16 @@ def test_a_frame_with_a_matrix_in_it_is_a_dict():
         read(node, "polars")
 
 
+def test_names_that_are_no_texts_stay_what_they_are():
+    for node in (
+        frame_of(**{"\udcff": ints(1, 2)}),
+        frame_of(rows=texts("\udcff", "b"), a=ints(1, 2)),
+        ints(1, 2, names=texts("\udcff", "b")),
+        ints(1, levels=texts("\udcff"), **{"class": texts("factor")}),
+    ):
+        assert goes_back(node)
+
+
 def test_a_frame_can_be_saved(tmp_path):
     frame = read(frame_of({"note": texts("hi")}, a=ints(1, 2, label=texts("x"))))
     frame.to_parquet(tmp_path / "frame")

@@ -282,6 +282,8 @@ class _Parser:
     def read_node(self) -> tuple[Node, int]:
         """A node without its parts, and how many they are."""
         flags = self.take_int()
+        if flags < 0:
+            refuse("a flag is set that there is not")
         type = flags & 255
         more = 1 if flags & HAS_ATTRIBUTES else 0
         self.types.add(type)

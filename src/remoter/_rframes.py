@@ -297,7 +297,7 @@ def _keep_objects(values: Any, index: Any, pandas: Any) -> Any:
 
 def _label(names: Any, pandas: Any) -> Any:
     """An index of names; of none too, and of such as pandas takes for no texts."""
-    if not len(names) or None in set(names):
+    if not len(names) or (isinstance(names, list) and None in names):
         return pandas.Index(names, dtype=object)
     try:
         return pandas.Index(names)

@@ -90,8 +90,9 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
 
   # --- reading code -----------------------------------------------------------------------------
 
-  # Whether it is whole: "complete", "incomplete" (more lines would help) or "invalid".
-  check <- function(code, filename = "<input>") answering({
+  # Whether it is whole: "complete", "incomplete" (more lines would help) or "invalid". The message is
+  # what R's console says; of a file, its name and line.
+  check <- function(code, file = NULL) answering({
     problem <- tryCatch(
       {
         parse(text = code, keep.source = FALSE, encoding = "UTF-8")
@@ -99,29 +100,51 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       },
       error = identity
     )
-    if (is.null(problem)) object(status = quoted("complete")) else judge(code, words_of(problem), filename)
+    if (is.null(problem)) object(status = quoted("complete")) else judge(code, words_of(problem), file)
   })
 
   # What the parser says begins with the place, `<text>:2:0: `, in every language; its words differ.
-  judge <- function(code, message, filename) {
+  judge <- function(code, message, file) {
     first <- sub("\n.*", "", message)
     place <- regmatches(first, regexec("^<text>:([0-9]+):([0-9]+): (.*)", first))[[1L]]
     if (!length(place)) {
       return(invalid(message, NA))
     }
-    lines <- length(strsplit(paste0(code, "\n "), "\n", fixed = TRUE)[[1L]]) - 1L
+    lines <- strsplit(paste0(code, "\n "), "\n", fixed = TRUE)[[1L]]
     line <- as.integer(place[2L])
-    at_end <- place[3L] == "0" && line > lines
-    if (at_end || grepl("INCOMPLETE_STRING", place[4L], fixed = TRUE)) {
-      return(object(status = quoted("incomplete"), message = quoted(place[4L]), line = numbered(line)))
-    }
-    if (grepl("\n", sub("\n+$", "", code), fixed = TRUE)) {
-      message <- paste0(filename, substring(message, nchar("<text>") + 1L))
+    at_end <- place[3L] == "0" && line >= length(lines)
+    is_open <- at_end || grepl("INCOMPLETE_STRING", place[4L], fixed = TRUE)
+    message <- if (!is.null(file)) {
+      paste0(file, substring(message, nchar("<text>") + 1L))
+    } else if (is_open) {
+      place[4L]
     } else {
-      shown <- strsplit(message, "\n", fixed = TRUE)[[1L]][2L]
-      message <- gettextf("%s in \"%s\"", place[4L], sub("^1: ", "", shown), domain = "R")
+      in_quotes(place[4L], message, !parses(lines[seq_len(line - 1L)]))
+    }
+    if (is_open) {
+      return(object(status = quoted("incomplete"), message = quoted(message), line = numbered(line)))
     }
     invalid(message, line)
+  }
+
+  # As the console says it: with the line, or the last two of an expression that stands on several.
+  in_quotes <- function(problem, message, is_long) {
+    shown <- strsplit(message, "\n", fixed = TRUE)[[1L]][-1L]
+    shown <- sub("^[0-9]+: ?", "", shown[grepl("^[0-9]+:", shown)])
+    if (length(shown) < 2L || !is_long) {
+      return(sprintf(translated("%s in \"%s\""), problem, shown[length(shown)]))
+    }
+    sprintf(translated("%s in:\n\"%s\n%s\""), problem, shown[1L], shown[2L])
+  }
+
+  parses <- function(lines) {
+    tryCatch(
+      {
+        parse(text = lines, keep.source = FALSE, encoding = "UTF-8")
+        TRUE
+      },
+      error = function(problem) FALSE
+    )
   }
 
   invalid <- function(message, line) {
@@ -208,8 +231,20 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     arguments <- !in_quotes & nzchar(suffix) & endsWith(matches, suffix)
     matches[arguments] <- sub(" *= *$", "=", matches[arguments])
     matches <- matches[!is.na(matches) & nzchar(matches)]
+    if (!in_quotes) matches <- marked(matches)
     list(token = token, matches = matches, types = kinds_of(matches, in_quotes))
   }
+
+  # What is no name by itself stands between backticks, and last.
+  marked <- function(matches) {
+    parts <- regmatches(matches, regexec("^((?:.*[$@:?(])?)([^$@:?(]+)$", matches, perl = TRUE))
+    odd <- vapply(parts, function(part) length(part) && !grepl(usual_name, part[3L], perl = TRUE), NA)
+    odd <- odd & !grepl("^[`%]|=$", matches)
+    odd_ones <- vapply(parts[odd], function(part) paste0(part[2L], "`", part[3L], "`"), "")
+    unique(c(matches[!odd], odd_ones))
+  }
+
+  usual_name <- "^(?:[\\p{L}]|\\.(?![0-9]))[\\p{L}\\p{N}._]*$|^\\.$|`"
 
   kinds_of <- function(matches, in_quotes) {
     if (in_quotes) {
@@ -437,17 +472,36 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   # To substitute gives the code of a promise and the value of anything else; where the value may
-  # itself be code, `dump` tells them apart. (`substitute` would make R take the value for shared.)
+  # itself be code, its bytes tell them apart. (`substitute` would make R take the value for shared.)
   held_by <- function(name, copies) {
     value <- methods::substituteDirect(as.name(name), copies, cleanFunction = FALSE)
-    if (typeof(value) %in% c("language", "symbol", "bytecode") && is_promise(name, copies)) unforced else value
+    if (typeof(value) %in% c("language", "symbol", "bytecode")) {
+      switch(promised(name, copies), no = value, forced = get(name, envir = copies), unforced)
+    } else {
+      value
+    }
   }
 
-  is_promise <- function(name, copies) {
-    written <- textConnection(NULL, "w", local = TRUE)
-    on.exit(close(written))
-    suppressWarnings(dump(name, written, evaluate = FALSE, envir = copies))
-    any(startsWith(utils::head(textConnectionValue(written)[-1L], 1L), "<promise"))
+  # Whether a binding holds a promise: "no", "forced" or "unforced". The bytes in which R writes a list
+  # with one binding have its type at a known place, and whether a promise still has its environment.
+  promised <- function(name, place) {
+    one <- new.env(hash = FALSE, parent = emptyenv())
+    copied <- tryCatch(
+      {
+        .Internal(importIntoEnv(one, "x", place, name))
+        TRUE
+      },
+      error = function(problem) FALSE # the variable of a loop
+    )
+    if (!copied) {
+      return("no")
+    }
+    bytes <- serialize(one, NULL, xdr = TRUE, version = 2L, refhook = function(place) {
+      if (!identical(place, one)) ""
+    })
+    rm("x", envir = one)
+    kind <- as.integer(bytes[46:47])
+    if (kind[2L] != 5L) "no" else if (bitwAnd(kind[1L], 4L)) "unforced" else "forced"
   }
 
   # `length` and `dim` without methods, which are anybody's code.
@@ -579,12 +633,15 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     kept <- new.env(parent = emptyenv())
   }
 
-  # Hold a value until `pack` or `drop` asks for it.
-  keep <- function(transfer, value) {
-    force(value) # before any function of ours is called: warnings would name that
-    assign(transfer, value, envir = kept)
-    invisible(get0(".Last.value", envir = baseenv()))
+  # Code that computes a value and holds it until `pack` or `drop` asks for it. No function is called
+  # around the user's code (`.Internal` makes no frame for this one): errors and warnings would name it.
+  keeping <- function(transfer, code) {
+    value <- as.call(c(base::`{`, as.list(code)))
+    hold <- as.call(list(.Internal, call("assign", transfer, value, kept, FALSE)))
+    list(as.call(list(base::`{`, hold, as.call(list(last_value)))))
   }
+
+  last_value <- function() invisible(get0(".Last.value", envir = baseenv()))
 
   drop <- function(transfer) {
     if (exists(transfer, envir = kept, inherits = FALSE)) {
@@ -683,6 +740,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # At most three names of the user's that look like it.
   near_names <- function(name) {
     names <- ls(globalenv())
+    names <- names[nzchar(names)]
     distance <- if (length(names)) utils::adist(name, names, ignore.case = TRUE)[1L, ] else numeric()
     near <- which(distance <= max(1, nchar(name) %/% 3))
     utils::head(names[near[order(distance[near])]], 3L)
@@ -705,10 +763,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     grDevices::pdf(NULL, width = width, height = height)
     grDevices::dev.control("enable")
     sheets[[as.character(grDevices::dev.cur())]] <<- new_sheet()
+    if (!is.null(pipes) && Sys.getpid() == process) tell_worker(object(kind = quoted("drawing")))
     invisible()
   }
 
-  new_sheet <- function() list(number = 0L, steps = 0L)
+  # `is_over`: what is still on the device was shown as a finished page, and the next one has not begun.
+  new_sheet <- function(is_over = FALSE) list(number = 0L, steps = 0L, is_over = is_over)
 
   is_ours <- function(device) {
     number <- as.character(device)
@@ -723,10 +783,11 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     ours
   }
 
-  # The new and the changed plots: files that the caller removes. "" when there are none.
-  plots <- function() answering({
+  # The new and the changed plots: files that the caller removes. "" when there are none. At a
+  # question R may be between two pages.
+  plots <- function(at_question = FALSE) answering({
     for (device in as.integer(names(sheets))) {
-      save_page(device, FALSE)
+      if (!(at_question && sheets[[as.character(device)]]$is_over)) save_page(device, FALSE)
     }
     taken <- rendered
     rendered <<- list()
@@ -754,7 +815,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       rendered[[length(rendered) + 1L]] <<- shown(page, sheet$number, is_update)
     }
     sheet$steps <- steps
-    sheets[[as.character(device)]] <<- if (is_finished) new_sheet() else sheet
+    sheets[[as.character(device)]] <<- if (is_finished) new_sheet(is_over = TRUE) else sheet
     invisible()
   }
 
@@ -836,11 +897,42 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # Hooks: a page is about to be begun; a device is about to be closed. What fails here is not the user's error.
   before_base_page <- function() {
     device <- grDevices::dev.cur()
-    attempting(if (!drawing && is_ours(device) && isTRUE(graphics::par("page"))) save_page(device, TRUE))
+    attempting(if (!drawing && is_ours(device) && isTRUE(graphics::par("page"))) {
+      save_page(device, TRUE)
+      before_asking()
+    })
   }
 
   before_grid_page <- function() {
-    attempting(save_page(grDevices::dev.cur(), TRUE))
+    attempting({
+      save_page(grDevices::dev.cur(), TRUE)
+      before_asking()
+    })
+  }
+
+  after_page <- function() {
+    device <- as.character(grDevices::dev.cur())
+    if (!drawing && !is.null(sheets[[device]])) sheets[[device]]$is_over <<- FALSE
+  }
+
+  # R's C code is going to ask before it shows the next page.
+  before_asking <- function() {
+    if (!drawing && is_ours(grDevices::dev.cur()) && grDevices::devAskNewPage()) show_at_question()
+  }
+
+  # R is about to ask something, and who answers should see what was drawn. (The embedded worker does it itself.)
+  show_at_question <- function() {
+    if (is.null(pipes) || drawing || Sys.getpid() != process) {
+      return(invisible())
+    }
+    found <- if (length(sheets) + length(rendered)) plots(TRUE) else ""
+    if (nzchar(found)) {
+      suspendInterrupts({
+        tell_worker(object(kind = quoted("plots"), data = found))
+        wait_for_worker()
+      })
+    }
+    invisible()
   }
 
   before_close <- function(device) {
@@ -862,16 +954,23 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     invokeRestart("abort")
   }
 
-  # The value of what reads a line; an interrupt that came meanwhile is acted upon at once.
-  checked <- function(value) {
-    announce(TRUE)
-    force(value)
-    announce(FALSE)
-    Sys.sleep(0)
+  # An interrupt that came while a line was read is acted upon at once.
+  ask_line <- function(prompt = "") {
+    before_reading()
+    value <- originals$readline(prompt)
+    after_reading()
     value
   }
 
-  ask_line <- function(prompt = "") checked(originals$readline(prompt))
+  before_reading <- function() {
+    show_at_question()
+    announce(TRUE)
+  }
+
+  after_reading <- function() {
+    announce(FALSE)
+    Sys.sleep(0)
+  }
 
   # That function, with a look for an interrupt after each reading of a line in C.
   checking <- function(original) {
@@ -887,7 +986,9 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     }
     reads <- identical(code[[1L]], quote(.Internal)) && identical(code[[2L]][[1L]], quote(scan))
     if (reads || length(code) > 1L && identical(code[[2L]], quote(C_menu))) {
-      return(as.call(list(checked, code)))
+      # Not as an argument of ours: warnings of `scan` would name that.
+      read <- call("<-", quote(.value), code)
+      return(call("{", as.call(list(before_reading)), read, as.call(list(after_reading)), quote(.value)))
     }
     for (place in seq_along(code)) {
       if (is.call(code[[place]])) code[[place]] <- check_after_reading(code[[place]])
@@ -904,13 +1005,13 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   show_files <- function(files, header = "", title = "", delete.file = FALSE) {
-    if (length(title) && nzchar(title[1L])) cat(title[1L], "\n\n", sep = "")
     for (place in seq_along(files)) {
       if (isTRUE(nzchar(header[place]))) cat(header[place], "\n\n", sep = "")
       text <- tryCatch(readLines(files[place], warn = FALSE), error = function(problem) {
         paste0("the file `", files[place], "` cannot be read")
       })
       writeLines(gsub("[^\n]\b", "", text))
+      cat("\n")
     }
     if (isTRUE(delete.file)) unlink(files)
     invisible()
@@ -923,6 +1024,16 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
 
   refuse_to_edit <- function(...) {
     stop("there is no editor here; copy the file, edit it where you are, and copy it back", call. = FALSE)
+  }
+
+  refuse_history <- function(...) {
+    stop("no history is kept here; Up and Ctrl-R at the prompt search what was typed", call. = FALSE)
+  }
+
+  # That function, to be called as the other.
+  with_formals <- function(changed, original) {
+    formals(changed) <- formals(original)
+    changed
   }
 
   # Put our function in the place of theirs, wherever that package shows it.
@@ -962,7 +1073,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     )
     set_prompt()
     tell_worker(hello)
-    invisible(get0(".Last.value", envir = baseenv()))
+    last_value()
   }
 
   set_variable <- function(name, value) {
@@ -1009,13 +1120,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       answer <- answering(eval(parse(file.path(pipes$folder, "request"), encoding = "UTF-8"), pipes))
       tell_worker(object(kind = quoted("answer"), data = if (nzchar(answer)) answer else "{}"))
     })
-    invisible(get0(".Last.value", envir = baseenv()))
+    last_value()
   }
 
   # Read the code of a run; `timed` also gives the source of each expression.
-  begin <- function(filename = "", keep = NULL, timed = FALSE) {
-    file <- file.path(pipes$folder, "code")
-    lines <- readLines(file, encoding = "UTF-8", warn = FALSE)
+  begin <- function(filename = "", file = NULL, keep = NULL, timed = FALSE) {
+    lines <- readLines(file.path(pipes$folder, "code"), encoding = "UTF-8", warn = FALSE)
     with_source <- timed || isTRUE(getOption("keep.source"))
     code <- tryCatch(
       if (with_source) {
@@ -1026,12 +1136,11 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       error = function(problem) NULL
     )
     if (is.null(code)) {
-      return(check(paste(lines, collapse = "\n"), if (nzchar(filename)) filename else "<input>"))
+      return(check(paste(lines, collapse = "\n"), file))
     }
     texts <- if (timed) source_of(code) else character()
     if (!is.null(keep)) {
-      block <- as.call(c(as.name("{"), as.list(code)))
-      code <- list(as.call(list(quote(.remoter$keep), keep, block)))
+      code <- keeping(keep, code)
     }
     pipes$code <- code
     started <- state()
@@ -1128,6 +1237,9 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     replace("readline", "base", ask_line)
     replace("scan", "base", checking(originals$scan))
     replace("menu", "utils", checking(originals$menu))
+    for (name in c("history", "savehistory", "loadhistory")) {
+      replace(name, "utils", with_formals(refuse_history, getExportedValue("utils", name)))
+    }
     replace(
       "dev.off", "grDevices",
       beginning(originals$dev.off, as.call(list(function(device) before_close(device), quote(which))))
@@ -1141,6 +1253,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     )
     setHook("before.plot.new", function(...) before_base_page())
     setHook("before.grid.newpage", function(...) before_grid_page())
+    for (name in c("plot.new", "grid.newpage")) setHook(name, function(...) after_page())
   }
 
   invisible(environment())

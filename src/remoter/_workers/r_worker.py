@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,7 @@ LONGEST_RESULT = 65536  # bytes of a value's text in a `result` frame; all of it
 LONGEST_HELD = 65536
 SWALLOWED = 1 << 63  # in an interrupt's number: another program got the signal in R's place
 MOST_HELD_FRAMES = 64
+MOST_PAGES = 64  # as many devices as R can have open
 LINE_BUFFERED = 1  # C's _IOLBF; 1 on Linux and macOS
 ACTIVITY = 71  # the number of our input handlers; R's own and other packages' differ
 
@@ -64,11 +66,12 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
     place <- .AutoloadEnv
     side <- function() get(".remoter", envir = place)
     list(
-        parse = function(code, filename, with_sources) tryCatch({
+        parse = function(code, filename, with_sources, transfer) tryCatch({
             lines <- strsplit(code, "\\n", fixed = TRUE)[[1L]]
             keep <- with_sources || isTRUE(getOption("keep.source"))
             parsed <<- if (keep) parse(text = lines, keep.source = TRUE, srcfile = srcfilecopy(filename, lines))
                        else parse(text = lines, keep.source = FALSE)
+            if (!is.null(transfer)) parsed <<- side()$keeping(transfer, parsed)
             if (with_sources)
                 vapply(attr(parsed, "srcref"), function(s) paste(as.character(s), collapse = "\\n"), "")
             else length(parsed)
@@ -354,7 +357,7 @@ class Half:
 
     def check_layout(self):
         """Whether a promise in memory is what we think it is: one is made, looked at, forced, looked at again."""
-        self("parse", "1", "", False)
+        self("parse", "1", "", False, None)
         self("bind", NAME.decode(), 1)
         self.look()
         before = self.slot.value
@@ -448,6 +451,7 @@ class Console:
         self.flushed_error = None
         self.failure = None
         self.quiet = False
+        self.is_deaf = False  # an interrupt is on its way: what the interrupted still says is not wanted
         self.crashing = False
         self.is_plain = True  # nothing is held, no failure is open, nothing is to be swallowed
 
@@ -509,6 +513,10 @@ class Console:
     def write_error(self, data):
         if self.quiet:
             return
+        if self.is_deaf:
+            self.is_deaf = bool(self.library.pending.value)
+            if self.is_deaf:
+                return
         if self.failure is not None:
             self.resolve()
         self.flush()
@@ -811,6 +819,7 @@ class Worker:
         self.asks = 0
         self.typed = b""
         self.stopping = None
+        self.has_given_up = False  # a browser of this run was left because nobody answers
         self.pumping = self.inside = False
         self.pump_after = self.next_poll = 0.0
         self.terminal = 0, False
@@ -827,6 +836,7 @@ class Worker:
         self.side = Side(self, path)
         self.waker = self.side.waker
         self.console = Console(self, self.streams)
+        self.pictures = Pictures(self)
         self.is_up = False
 
     # Life
@@ -964,12 +974,18 @@ class Worker:
                 before, newline, last = prompt.rpartition(b"\n")
                 if before or newline:
                     console.put(1, before + newline)
+                self.show_plots(at_question=True)
                 text = self.ask_client(last.decode("utf-8", "replace"))
+            if is_browser and (text is INTERRUPTED or text is None):
+                self.has_given_up = True
+                self.library.pending.value = 0
+                return b"Q\n"
             if text is INTERRUPTED:
-                self.library.pending.value = 0 if is_browser else 1
-                return b"Q\n" if is_browser else b"\n"
+                console.is_deaf = True
+                self.library.pending.value = 1
+                return b"\n"
             if text is None:
-                return b"Q\n" if is_browser else self.end_of_file()
+                return self.end_of_file()
             self.typed = (text + "\n").replace("\0", "").encode("utf-8", "replace")
         end = min(self.typed.index(b"\n") + 1, size - 1)
         while end < len(self.typed) and 0x80 <= self.typed[end] < 0xC0:  # inside a character
@@ -1140,6 +1156,7 @@ class Worker:
         self.library.pending.value = 0
         self.interrupts.forget(number - 1)
         self.status, self.exit, self.place, self.count, self.sources = "ok", None, 0, 0, None
+        self.has_given_up = False
         self.results = []
         self.answers.clear()
         self.streams.renew_fds()
@@ -1158,26 +1175,24 @@ class Worker:
     def parse(self, run):
         """All of the code, before any of it runs."""
         code = run["code"].replace("\r\n", "\n")
-        if run.get("keep"):
-            code = 'get(".remoter", envir = .AutoloadEnv)$keep("%s", {\n%s\n})' % (run["keep"], code)
         is_timed = bool(run.get("timer")) and run.get("mode") == "script"
         if "\0" in code:
             self.error("Error: nul character not allowed", "Error", "nul character not allowed")
             return
-        parsed = self.half("parse", code, run.get("filename") or "", is_timed)
+        parsed = self.half("parse", code, run.get("filename") or "", is_timed, run.get("keep") or None)
         if self.library.is_a(parsed, STRING):
             self.sources = self.library.strings(parsed)
             self.count = len(self.sources)
         elif self.library.is_a(parsed, INTEGER):
             self.count = self.library.number(parsed)
         else:
-            self.refuse(run["code"], parsed)
+            self.refuse(code, parsed)
 
     def refuse(self, code, parsed):
         """The code does not parse: nothing of it runs."""
         text = ""
         try:
-            text = self.ask_r("check", code, self.run.get("filename") or "<input>").get("message")
+            text = self.ask_r("check", code, file_of(self.run)).get("message")
         except Exception:
             pass
         text = text or self.library.text(self.library.element(parsed, 0)) or "the code could not be read"
@@ -1213,10 +1228,9 @@ class Worker:
         if self.sources is not None:
             spent = [after - before for after, before in zip(self.now(), self.timed)]
             console.put(1, b"   user  system elapsed\n%7.3f %7.3f %7.3f\n" % tuple(spent))
-        if self.library.devices is not None and self.library.devices() > 1:
-            # A page that the next expression goes on with need not be shown yet.
-            if self.place >= self.count or stopwatch() - self.shown > SHOW_TIME:
-                self.show_plots()
+        # A page that the next expression goes on with need not be shown yet.
+        if self.place >= self.count or stopwatch() - self.shown > SHOW_TIME:
+            self.show_plots()
         self.interrupts.read()
         was_swallowed = self.run["number"] | SWALLOWED in self.interrupts.numbers
         if self.status == "ok" and (pending or was_swallowed or self.stopping):
@@ -1233,7 +1247,7 @@ class Worker:
             if self.run.get("mode") != "script":
                 self.notice("the session goes on; `q()` at the prompt leaves it", "exit")
         elif failure.kind == "interrupt" or (failure.kind == "unknown" and not self.was_error(failure)):
-            self.interrupted()
+            self.interrupted(is_wish=failure.kind == "unknown" and not self.has_given_up)
         else:
             self.status = "error"
             self.report(failure)
@@ -1244,10 +1258,11 @@ class Worker:
         """The status that `q()` has left for us."""
         return self.library.number(self.half("take_exit"), None)
 
-    def interrupted(self):
+    def interrupted(self, is_wish=False):
+        """`is_wish`: the code left by itself, with `Q` in a browser for one, of which R says nothing."""
         self.status = "interrupted"
         self.count = 0
-        self.say({"type": "error", "text": "interrupted", "name": "interrupt", "value": ""}, hold=True)
+        self.say(interruption(is_wish), hold=True)
 
     def was_error(self, failure):
         """Whether a jump of which nothing was written was an error, and not an abort."""
@@ -1340,32 +1355,17 @@ class Worker:
             hold=len(self.results) % MOST_HELD_FRAMES,
         )
 
-    def show_plots(self):
+    def show_plots(self, at_question=False):
+        """What was drawn and is not shown yet; at a question too, since who answers wants to see it."""
+        if self.library.devices is None or self.library.devices() < 2:  # the first is R's null device
+            return
         self.shown = stopwatch()
         try:
-            plots = self.ask_r("plots").get("plots") or []
+            plots = self.ask_r("plots", at_question).get("plots") or []
         except Exception as problem:
             self.notice("the plots could not be taken: %s" % problem, "plot")
             return
-        for plot in plots:
-            header = {"type": "display", "text": clean(plot["text"]), "data": {}}
-            header.update(display=plot["id"], update=plot["update"])
-            if "failed" in plot:
-                self.notice(plot["failed"], "plot")
-                continue
-            try:
-                with open(plot["path"], "rb") as file:
-                    data = file.read()
-                os.unlink(plot["path"])
-            except OSError as problem:
-                self.notice("a plot could not be read: %s" % problem.strerror, "plot")
-                continue
-            if len(data) > python_worker.LONGEST_FORM:
-                self.notice(
-                    "too long to be shown, left out: a plot of %d MB" % (len(data) // 1_000_000), "cut"
-                )
-                continue
-            self.say(header, [(plot["mime"], data)], waits=True)
+        self.pictures.show(plots)
 
     def set_terminal(self, width, color):
         """R and the programs that it starts learn the submitter's terminal."""
@@ -1381,7 +1381,61 @@ class Worker:
     set_environment = python_worker.Worker.set_environment
 
 
+class Pictures:
+    """The plots of a session on their way to the server; those that look as before stay here."""
+
+    def __init__(self, worker):
+        self.worker = worker
+        self.digests = {}  # of the pages that may still change
+
+    def show(self, plots):
+        for plot in plots:
+            if "failed" in plot:
+                self.worker.notice(plot["failed"], "plot")
+                continue
+            try:
+                with open(plot["path"], "rb") as file:
+                    data = file.read()
+                os.unlink(plot["path"])
+            except OSError as problem:
+                self.worker.notice("a plot could not be read: %s" % problem.strerror, "plot")
+                continue
+            if self.is_new(plot["id"], data):
+                self.show_one(plot, data)
+
+    def is_new(self, page, data):
+        """Whether that page did not look like this when it was last shown."""
+        digest = hashlib.sha256(data).digest()
+        before = self.digests.pop(page, None)
+        self.digests[page] = digest
+        if len(self.digests) > MOST_PAGES:
+            del self.digests[next(iter(self.digests))]
+        return digest != before
+
+    def show_one(self, plot, data):
+        if len(data) > python_worker.LONGEST_FORM:
+            text = "too long to be shown, left out: a plot of %d MB" % (len(data) // 1_000_000)
+            self.worker.notice(text, "cut")
+            return
+        header = {"type": "display", "text": clean(plot["text"]), "data": {}}
+        header.update(display=plot["id"], update=plot["update"])
+        self.worker.say(header, [(plot["mime"], data)], waits=True)
+
+
 INTERRUPTED = object()
+
+
+def interruption(is_wish):
+    """The error frame of a run that was interrupted, or of one that left by itself (`is_wish`)."""
+    header = {"type": "error", "text": "interrupted", "name": "interrupt", "value": "", "traceback": []}
+    if is_wish:
+        header.update(text="", name="abort", printed=True)
+    return header
+
+
+def file_of(run):
+    """What a script is called in the messages of R's parser; None: it was typed, as at R's console."""
+    return run.get("filename") or "<script>" if run.get("mode") == "script" else None
 
 
 def message_of(text):
