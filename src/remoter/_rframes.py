@@ -517,7 +517,7 @@ def convert(value: Any, format: str) -> Any:
     """A value in the form that the user wants it in."""
     from . import _frames
 
-    shape = getattr(value, "shape", ())
+    shape: Any = getattr(value, "shape", ())
     if len(shape) == 2 and shape[1] > MOST_COLUMNS:
         raise ValuesError("kind", f"a matrix of `{shape[1]}` columns has no form as `{format}`")
     if format == "pandas" and is_installed("pandas"):

@@ -135,6 +135,7 @@ class _Frame:
         head: the word that waits for its parentheses.
         last: the last token.
         opened: where the bracket is.
+        heading: where the word is whose head came last; of a block: the word before it.
         began: where the statement or argument begins; where the last one began, behind a separator.
     """
 
@@ -147,6 +148,7 @@ class _Frame:
     head: str = ""
     last: str = ""
     opened: int = 0
+    heading: int = 0
     began: int | None = None
 
     def begin(self) -> None:
@@ -266,7 +268,7 @@ class _Reader:
             frame.expects = True
         elif text in _HEADED:
             _need(frame.expects)
-            frame.head = text
+            frame.head, frame.heading = text, token.start
             frame.ifs += text == "if"
         elif kind == "operator" or (text == "in" and frame.use == "for"):
             _need(not frame.expects or text in _UNARY)
@@ -288,8 +290,12 @@ class _Reader:
         else:
             _need(not frame.expects)
             use = "["
+        is_body = use == "block" and frame.last == ")"  # of what has just had its head
+        heading = frame.heading if is_body else token.start
         # `[[` is closed by two brackets.
-        self.frames.extend(_Frame(bracket, use=use, opened=token.start) for bracket in token.text)
+        self.frames.extend(
+            _Frame(bracket, use=use, opened=token.start, heading=heading) for bracket in token.text
+        )
 
     def _close(self, text: str) -> None:
         frame = self.frames.pop()
@@ -327,7 +333,13 @@ def _indent(code: str, frame: _Frame) -> int:
         return _indent_at(code, frame.began or 0) + INDENT
     if frame.is_fresh and frame.began is not None and "\n" in code[frame.opened : frame.began]:
         return _indent_at(code, frame.began)
-    return _indent_at(code, frame.opened) + INDENT
+    return _indent_at(code, _opening(code, frame)) + INDENT
+
+
+def _opening(code: str, frame: _Frame) -> int:
+    """Where that was opened: a block at its `function` or `if`, unless its brace stands on a line of its own."""
+    line = code[code.rfind("\n", 0, frame.opened) + 1 : frame.opened]
+    return frame.opened if frame.use != "block" or not line.strip() else frame.heading
 
 
 def _indent_at(code: str, position: int) -> int:

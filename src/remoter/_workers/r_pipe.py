@@ -421,6 +421,7 @@ class Worker:
         self.was_interrupted = False  # in the expression that was evaluated last
         self.signalled = 0.0
         self.refusals = 0  # questions in a row to which there was no answer
+        self.has_given_up = False  # of a browser that there was none for
         self.status, self.exit = "ok", None
         self.interrupts = r_worker.Interrupts(os.path.join(rundir, "interrupt"))
         path = os.path.join(rundir, "worker.sock")
@@ -429,6 +430,8 @@ class Worker:
         self.waker = self.side.waker
         self.program = Program(self.folder)
         self.console = Console(self, rundir, self.program.nonce)
+        self.pictures = r_worker.Pictures(self)
+        self.is_drawing = False  # a device of ours has been opened
 
     # Life
 
@@ -523,7 +526,6 @@ class Worker:
 
     is_wanted = python_worker.Worker.is_wanted
     take = python_worker.Worker.take
-    show_plots = r_worker.Worker.show_plots
 
     def watch(self):
         """Nothing else watches our connections."""
@@ -605,14 +607,25 @@ class Worker:
         elif message["kind"] == "value":
             self.is_value = True
             if message["visible"]:
-                while waiting_bytes(self.program.stderr):
-                    self.read_stream(self.program.stderr, self.console.take_error)
-                while waiting_bytes(self.program.stdout):
-                    self.read_stream(self.program.stdout, self.console.take_out)
+                self.read_what_waits()
                 self.console.capture()
                 self.program.proceed()
+        elif message["kind"] == "drawing":
+            self.is_drawing = True
+        elif message["kind"] == "plots":  # before a question; R waits
+            self.read_what_waits()
+            if self.run is not None:
+                self.pictures.show(message["data"].get("plots") or [])
+            self.program.proceed()
         else:
             self.answer = message.get("data", message)
+
+    def read_what_waits(self):
+        """What R has printed before it told us something."""
+        program, console = self.program, self.console
+        for descriptor, take in ((program.stderr, console.take_error), (program.stdout, console.take_out)):
+            while waiting_bytes(descriptor):
+                self.read_stream(descriptor, take)
 
     def see_interrupt(self):
         """R gets the signal itself, with us. It misses it while it only begins, or while a program runs in its place."""
@@ -726,7 +739,8 @@ class Worker:
         if terminal != self.terminal:
             self.ask_r("set_terminal", *terminal)
             self.terminal = terminal
-        begun = self.ask_r("begin", run.get("filename") or "", run.get("keep") or None, timed)
+        name, keep = run.get("filename") or "", run.get("keep") or None
+        begun = self.ask_r("begin", name, r_worker.file_of(run), keep, timed)
         if "count" not in begun:
             self.refuse(begun)
             return
@@ -750,7 +764,7 @@ class Worker:
         if "plots" not in ended:
             ended = self.ask_r("finish")
         if ended["plots"]:
-            self.show_plots()
+            self.pictures.show(self.ask_r("plots").get("plots") or [])
         if ended["state"]["sinks"] > begun["state"]["sinks"]:
             self.notice("output goes to a sink; `sink()` brings it back", "sink")
 
@@ -763,7 +777,7 @@ class Worker:
     def evaluate(self):
         """Have R evaluate and print the expression that is ready. Gives what is left on stderr."""
         console = self.console
-        self.is_value, self.is_evaluating, self.refusals = False, True, 0
+        self.is_value, self.is_evaluating, self.refusals, self.has_given_up = False, True, 0, False
         console.is_reading = False
         self.strike_at = None
         self.program.type(console.lines["value"])
@@ -789,14 +803,16 @@ class Worker:
         is_error = after["jumped"] and self.exit is None and self.has_message(held, message, before)
         if is_error:
             held = self.report(held, message, after)
-        elif has_failed and held.endswith(b"\n") and self.exit is None:
+        # The traceback changes when R is interrupted, and not when the code leaves by itself.
+        is_wish = has_failed and not (after["jumped"] or self.was_interrupted or self.has_given_up)
+        if has_failed and held.endswith(b"\n") and self.exit is None and not (is_error or is_wish):
             held = held[:-1]  # R ends a line there when it is interrupted
         console.held = held
         console.flush()
         if self.exit is not None:
             self.exited()
         elif has_failed and not is_error:
-            self.interrupted()
+            self.interrupted(is_wish)
         elif captured:
             text = captured.decode("utf-8", "replace")
             text = text[:-1] if text.endswith("\n") else text
@@ -834,10 +850,9 @@ class Worker:
         header = {"type": "error", "text": clean(text), "name": name, "value": clean(value), "traceback": []}
         self.say(header, hold=True)
 
-    def interrupted(self):
+    def interrupted(self, is_wish=False):
         self.status = "interrupted"
-        header = {"type": "error", "text": "interrupted", "name": "interrupt", "value": "", "traceback": []}
-        self.say(header, hold=True)
+        self.say(r_worker.interruption(is_wish), hold=True)
 
     def exited(self):
         """`q()`: the run is over, with that status; the session goes on."""
@@ -865,6 +880,8 @@ class Worker:
             return
         text = None
         if not self.is_interrupted() and not self.run.get("detached"):
+            if is_browser and self.is_drawing:
+                self.show_plots_in_browser()
             text = self.ask_client(question)
         if self.console.at_prompt():  # it was interrupted and asks no more
             return
@@ -874,12 +891,25 @@ class Worker:
             self.refusals = 0
             self.send_line(text)
         elif self.refusals < 3:
+            self.has_given_up = self.has_given_up or is_browser
             self.send_line("Q" if is_browser else ("", "0", "Q")[self.refusals])
             self.refusals += 1
         else:
             self.refusals = 0
             self.program.interrupt()
             self.look(0.2)
+
+    def show_plots_in_browser(self):
+        """Elsewhere R shows them itself before it asks; a browser has no place for that, but takes our line."""
+        self.answer = None
+        self.program.request("plots(TRUE)")
+        self.program.type(self.console.lines["turn"])
+        self.wait_for_line()
+        self.look(0)
+        if not self.console.at_prompt():
+            self.console.take_question()
+        if self.answer is not None:
+            self.pictures.show(self.answer.get("plots") or [])
 
     def ask_client(self, prompt):
         """The line that the client types; None: there is none."""

@@ -235,11 +235,18 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     list(token = token, matches = matches, types = kinds_of(matches, in_quotes))
   }
 
-  # What is no name by itself stands between backticks, and last.
+  # What is no name by itself stands between backticks, and last. `names<-` and its like are offered
+  # where nothing plain is: a Tab would complete no name of theirs otherwise, for want of a common beginning.
   marked <- function(matches) {
     parts <- regmatches(matches, regexec("^((?:.*[$@:?(])?)([^$@:?(]+)$", matches, perl = TRUE))
     odd <- vapply(parts, function(part) length(part) && !grepl(usual_name, part[3L], perl = TRUE), NA)
-    odd <- odd & !grepl("^[`%]|=$", matches)
+    odd <- odd & !grepl("^[`%]|=$", matches) & !matches %in% c("in ", "else ", "repeat ", "next ", "break ")
+    if (!all(odd)) {
+      kept <- !(odd & grepl("<-", matches, fixed = TRUE))
+      matches <- matches[kept]
+      parts <- parts[kept]
+      odd <- odd[kept]
+    }
     odd_ones <- vapply(parts[odd], function(part) paste0(part[2L], "`", part[3L], "`"), "")
     unique(c(matches[!odd], odd_ones))
   }
@@ -925,13 +932,13 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     if (is.null(pipes) || drawing || Sys.getpid() != process) {
       return(invisible())
     }
-    found <- if (length(sheets) + length(rendered)) plots(TRUE) else ""
-    if (nzchar(found)) {
-      suspendInterrupts({
+    suspendInterrupts({
+      found <- if (length(sheets) + length(rendered)) plots(TRUE) else ""
+      if (nzchar(found)) {
         tell_worker(object(kind = quoted("plots"), data = found))
         wait_for_worker()
-      })
-    }
+      }
+    })
     invisible()
   }
 
