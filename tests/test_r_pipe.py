@@ -100,7 +100,8 @@ def test_an_error_is_its_message_and_leaves_a_traceback(session):
     ("code", "message"),
     [
         ("x y", 'Error: unexpected symbol in "x y"'),
-        ("cat('no')\nx y", "<input>:2:3: unexpected symbol"),
+        ("cat('no')\nx y", 'Error: unexpected symbol in "x y"'),
+        ("c(1,\n}", "Error: unexpected '}' in:\n\"c(1,\n}\""),
         ("f(", "Error: unexpected end of input"),
     ],
 )
@@ -196,6 +197,29 @@ def test_questions_about_the_session_are_answered_also_while_it_is_busy(session)
     run.wait(10)
 
 
+def test_who_leaves_a_command_by_himself_hears_nothing_of_it(session):
+    run = session.submit("message('hm'); invokeRestart('abort')")
+    [error] = [event for event in run.events() if event.kind == "error"]
+    assert (run.status, error.text, error.data["name"], error.printed) == ("interrupted", "", "abort", True)
+    run = session.submit("f <- function() browser(); f()")
+    assert ask_of(run) == "Browse[1]> "
+    run.answer("Q")
+    [error] = [event for event in run.events() if event.kind == "error"]
+    assert (run.status, error.data["name"]) == ("interrupted", "abort")
+
+
+def test_a_plot_is_shown_before_a_question_about_it(session):
+    run = session.submit("plot(3); readline('keep? '); (function() {browser(); 1})(); lines(1:2)")
+    kinds, answers = [], iter(["y", "lines(2:3)", "c"])
+    for event in run.events():
+        kinds += [event.kind] if event.kind in ("display", "ask") else []
+        if event.kind == "ask":
+            run.answer(next(answers))
+    assert kinds == ["display", "ask", "ask", "display", "ask", "display"]
+    assert run.wait(5).stdout.endswith("[1] 1\n")
+    assert session.run("invisible(identify(1, 1))").displays == []
+
+
 def test_plots_come_in_order_and_again_when_they_change(session):
     result = session.run("plot(1)\nlines(2)\nfor (i in 1:2) plot(i)", quiet=True)
     assert [display["text/plain"] for display in result.displays] == [
@@ -217,6 +241,8 @@ def test_objects_come_and_go(session):
     session.push("pushed", [1.5, 2.5])
     assert session.run("sum(unlist(pushed))").text == "[1] 4"
     assert session.pull("c(1, 2) * 2").tolist() == [2.0, 4.0]
+    with pytest.raises(remoter.RemoterError, match="^Error: oh"):
+        session.pull("stop('oh')")
     assert "pushed" in session
     with pytest.raises(remoter.NameNotFoundError, match="pusher"):
         session.pull("pusher")

@@ -89,6 +89,15 @@ def test_what_is_not_whole_goes_on_with_rs_indent_and_a_brace_ends_it(prompt):
     terminal.expect('[1] "a\\nb"\nremoter>')
 
 
+def test_a_brace_is_closed_below_the_line_on_which_its_function_begins(prompt):
+    terminal = prompt()
+    terminal.type("f <- function(x,\r")
+    terminal.expect("\n       +   ")
+    terminal.type("            y) {\rx + y\r}\r")
+    terminal.expect_line("remoter>")
+    assert "\n       +   x + y\n       + }\nremoter>" in terminal.screen()
+
+
 def test_pasted_code_is_one_command_and_a_function_keeps_what_looks_like_our_calls(prompt):
     terminal = prompt()
     terminal.type(
@@ -108,6 +117,9 @@ def test_questions_and_the_browser_are_answered_here_whatever_the_answer_is(prom
     terminal.expect("\n[1] 4100\nBrowse[1]>")
     terminal.type("c\r")
     terminal.expect("\n[1] 42\nremoter>")
+    ask(terminal, "f(1)", "Browse[1]>")
+    terminal.type("Q\r")
+    terminal.expect("Browse[1]> Q\nremoter>")
     ask(terminal, "f(1)", "Browse[1]>")
     terminal.type("\x03")
     terminal.expect_line("remoter>")

@@ -51,6 +51,8 @@ check("open name", "`abc")
 check("open raw string", "r\"(abc")
 check("words", "x y z")
 check("second line", "a <- 1\nx y z")
+check("three lines", "f(1,\n\t2\n}\nx")
+tell("check file", .remoter$check("a <- 1\nx y z", "mine.R"))
 check("bracket", "a))")
 check("escape", "'\\x'")
 check("operator", "x %foo")
@@ -74,10 +76,17 @@ complete("path", "readLines('/etc/host")
 complete("in the middle", "mea(x)", 3L)
 complete("after an accent", "\u00e9 <- 1; frame$alph")
 complete("nothing", "no.such.thing.anywhere")
+complete("odd column", "frame$my")
+complete("odd", "dimn")
+complete("operator", "1 %i")
+complete("only odd", "dimnames.data.frame<")
 
 makeActiveBinding("active", function() stop("computed"), globalenv())
 delayedAssign("lazy", stop("forced"))
 delayedAssign("lazy.number", 5)
+delayedAssign("lazy.frame", data.frame(a = 1:3))
+delayedAssign("lazy.code", quote(a + b))
+invisible(list(lazy.frame, lazy.code))
 text <- c("a\"b\\c\n\t\001", NA, "\u00e9\u4e16")
 latin <- "\xe9"; Encoding(latin) <- "latin1"
 broken <- "\xff\xfe"
@@ -121,7 +130,7 @@ tell("bind refused", .remoter$bind(path, "frame", FALSE))
 tell("bind", .remoter$bind(path, "an odd name", FALSE))
 tell("bind over", .remoter$bind(path, "ten"))
 tell("bound", if (identical(`an odd name`, frame)) "true" else "false")
-.remoter$keep("t1", {tell("kept at depth", sprintf("%d", sys.nframe())); 1:3})
+eval(.remoter$keeping("t1", quote({tell("kept at depth", sprintf("%d", sys.nframe())); 1:3}))[[1]])
 other <- tempfile()
 tell("pack kept", .remoter$pack(other, NULL, "t1"))
 tell("pack dropped", .remoter$pack(other, NULL, "t1"))
@@ -163,9 +172,9 @@ def test_code_is_whole_or_open_or_wrong(asked, label, status):
 
 def test_what_is_wrong_is_said_as_r_says_it(asked):
     assert asked["check words"]["message"] == 'Error: unexpected symbol in "x y"'
-    assert asked["check second line"]["message"].startswith(
-        "Error: <input>:2:3: unexpected symbol\n1: a <- 1"
-    )
+    assert asked["check second line"]["message"] == 'Error: unexpected symbol in "x y"'
+    assert asked["check three lines"]["message"] == "Error: unexpected '}' in:\n\"        2\n}\""
+    assert asked["check file"]["message"].startswith("Error: mine.R:2:3: unexpected symbol\n1: a <- 1")
     assert asked["check second line"]["line"] == 2
 
 
@@ -194,6 +203,12 @@ def test_arguments_of_a_call_around_a_body_are_not_offered_in_it(asked):
     assert asked["complete nothing"]["matches"] == []
 
 
+def test_odd_names_are_completed_between_backticks(asked):
+    assert asked["complete odd column"]["matches"] == ["frame$`my column`"]
+    assert asked["complete odd"]["matches"] == ["dimnames", "dimnames.data.frame"]
+    assert "%in%" in asked["complete operator"]["matches"] or "if" in asked["complete operator"]["matches"]
+
+
 def test_variables_are_told_without_computing_or_calling_anything(asked):
     rows = {row["name"]: row for row in asked["variables"]["variables"]}
     assert ".hidden" not in rows
@@ -206,6 +221,8 @@ def test_variables_are_told_without_computing_or_calling_anything(asked):
     }
     assert rows["lazy"]["type"] == "promise"
     assert rows["lazy.number"]["text"] == "5"
+    assert (rows["lazy.frame"]["type"], rows["lazy.frame"]["shape"]) == ("data.frame", [3, 1])
+    assert (rows["lazy.code"]["type"], rows["lazy.code"]["text"]) == ("call", "a + b")
     assert (rows["frame"]["type"], rows["frame"]["shape"]) == ("data.frame", [3, 3])
     assert rows["frame"]["text"] == "alpha, alps, my column"
     assert (rows["matrix3"]["type"], rows["matrix3"]["shape"]) == ("matrix", [2, 3])
@@ -425,6 +442,10 @@ tell("plain exit", sprintf("%d", .remoter$exit))
 tell("line", .remoter$quoted(readline("? ")))
 tell("scan", sprintf("%d", length(scan(text = "1 2 3", quiet = TRUE))))
 tell("menu", .remoter$quoted(try(menu("a"), silent = TRUE)))
+tell("history", .remoter$quoted(try(history(), silent = TRUE)))
+f <- tempfile()
+writeLines("a", f)
+file.show(f, title = "A title", header = "head")
 tell("quit's arguments", .remoter$quoted(names(formals(quit))[2]))
 .Internal(quit("no", 0L, FALSE))
 """
@@ -441,4 +462,7 @@ def test_what_needs_a_terminal_or_a_screen_has_a_stand_in(r_program, tmp_path):
     assert answers["line"] == ""
     assert answers["scan"] == 3
     assert "non-interactively" in answers["menu"]
+    assert "no history is kept here" in answers["history"]
+    assert "\nhead\n\na\n\n" in ended.stdout
+    assert "A title" not in ended.stdout
     assert answers["quit's arguments"] == "status"

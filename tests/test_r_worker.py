@@ -161,8 +161,9 @@ def test_warnings_stand_where_r_puts_them(r):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("cat('no')\nx y", ["unexpected symbol", "2:3"]),
+        ("cat('no')\nx y", ['Error: unexpected symbol in "x y"']),
         ("x y", ['Error: unexpected symbol in "x y"']),
+        ("1\nc(1,\n  2\n}", ["Error: unexpected '}' in:\n\"  2\n}\""]),
         ("f(", ["unexpected end of input"]),
         ('"abc', ["unexpected"]),
         ("'\\xzz'", ["'\\x' used without hex digits"]),
@@ -173,6 +174,21 @@ def test_code_that_does_not_parse_runs_not_at_all(r, code, words):
     outcome = r.run(code)
     assert (outcome.status, outcome.stdout, outcome.stderr) == ("error", "", "")
     assert all(word in outcome.error for word in words)
+
+
+def test_what_does_not_parse_in_a_script_has_its_file_and_line(r):
+    outcome = r.run("1\nx y", mode="script", filename="mine.R")
+    assert outcome.error == "Error: mine.R:2:3: unexpected symbol\n1: 1\n2: x y\n     ^"
+    assert r.run("f(", mode="script", filename="mine.R").error.startswith("Error: mine.R:2:0: ")
+
+
+def test_a_value_that_is_kept_is_computed_as_at_the_prompt(r):
+    assert r.run("7").text == "[1] 7"
+    assert r.run("stop('oh')", keep="t1").error == "Error: oh"
+    assert r.run("warning('hm'); sys.nframe()", keep="t1").stderr == "Warning message:\nhm \n"
+    assert r.run("x y", keep="t1").error == 'Error: unexpected symbol in "x y"'
+    assert r.run(".Last.value").text == "[1] 7"
+    assert r.ask_side("drop", transfer="t1") == {"dropped": True}
 
 
 def test_long_lines_and_long_expressions_are_read_whole(r):
@@ -219,7 +235,20 @@ def test_an_error_that_is_not_to_be_shown_is_one_all_the_same(r):
     assert r.run("options(show.error.messages = TRUE)").status == "ok"
     assert (outcome.status, outcome.stderr) == ("error", "")
     assert (outcome.of("error")[0]["value"], outcome.of("error")[0]["printed"]) == ("hidden", True)
-    assert r.run('invokeRestart("abort")').status == "interrupted"
+
+
+def test_who_leaves_a_command_by_himself_hears_nothing_of_it(r):
+    left = [
+        r.run('message("hm"); invokeRestart("abort")'),
+        r.run_asking("f <- function() browser(); f()", "Q")[0],
+        r.run_asking("f()", "stop('in here')", "Q")[0],
+    ]
+    for outcome in left:
+        [error] = outcome.of("error")
+        assert (outcome.status, error["name"], error["text"]) == ("interrupted", "abort", "")
+        assert error["printed"]
+    assert r.run_asking("f()", "n")[0].status == "ok"
+    assert r.run_asking("f()", None)[0].error == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -343,11 +372,25 @@ def test_an_interrupt_can_be_caught_and_cleans_up(r):
 
 
 @pytest.mark.parametrize("code", ['readline("p")', 'menu("a")', "scan()", "(function() browser())()"])
-def test_an_interrupt_ends_a_question(r, code):
+def test_an_interrupt_ends_a_question_without_a_word(r, code):
     r.submit(f'{code}; cat("never")')
+    if code == "scan()":
+        r.answer("1 2")
     outcome = r.interrupt_when(lambda: r.find("ask"))
-    assert outcome.status == "interrupted"
+    assert (outcome.status, outcome.stderr, outcome.error) == ("interrupted", "", "interrupted")
     assert "never" not in outcome.stdout
+
+
+def test_who_catches_the_interrupt_of_a_question_is_heard(r):
+    r.submit('tryCatch(scan(), interrupt = function(e) message("mine"))')
+    r.answer("1 2")
+    outcome = r.interrupt_when(lambda: r.find("ask"))
+    assert (outcome.status, outcome.stderr) == ("ok", "mine\n")
+
+
+def test_what_reads_lines_warns_as_ever(r):
+    outcome = r.run('cat("1 2", file = "read"); scan("read", what = list("", ""), sep = ",", quiet = TRUE)')
+    assert 'In scan("read", what = list("", "")' in outcome.stderr
 
 
 def test_an_interrupt_for_another_run_hits_nothing(r):
@@ -433,6 +476,21 @@ def test_each_page_is_shown_once_by_a_run_and_again_by_one_that_goes_on_with_it(
     assert displays[2]["update"]
     assert displays[0]["display"] != displays[1]["display"] == displays[2]["display"]
     assert all(frame["data"]["image/png"].startswith(b"\x89PNG") for frame in displays)
+    assert r.run("graphics.off()").status == "ok"
+
+
+def test_a_plot_is_shown_before_a_question_about_it_and_never_twice_alike(r):
+    number = r.submit("plot(3); readline('keep? '); lines(1:2)")
+    r.until(lambda: r.find("ask"))
+    assert len(r.find("display")) == 1
+    r.answer("y")
+    displays = r.finish(number).of("display")
+    assert [frame["update"] for frame in displays] == [False, True]
+    assert r.run("invisible(locator(1)); lines(1:2)").of("display") == []
+    outcome, _ = r.run_asking("plot(4); (function() browser())()", "lines(2:1)", "c")
+    assert [frame["update"] for frame in outcome.of("display")] == [False, True]
+    outcome, _ = r.run_asking("par(ask = TRUE); plot(5); plot(6); par(ask = FALSE)", "", "")
+    assert [frame["update"] for frame in outcome.of("display")] == [False, False]
     assert r.run("graphics.off()").status == "ok"
 
 

@@ -23,13 +23,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter import _rdata, _rvalues
-from remoter._rarrays import RArray
-from remoter._rdata import CHARACTER, COMPLEX, DOUBLE, INTEGER, LIST, LOGICAL, NOTHING, RAW, make
-from remoter._rtimes import RDatetime, RTimedelta
+from remoter import _rvalues
 from remoter._rvalues import RDict, RList, RValue, RVector
+from remoter._rvalues import stream as _stream
+from remoter._rvalues.arrays import RArray
+from remoter._rvalues.stream import CHARACTER, COMPLEX, DOUBLE, INTEGER, LIST, LOGICAL, NOTHING, RAW, make
+from remoter._rvalues.times import RDatetime, RTimedelta
 from remoter._values import ValuesError
-from tests.test_rdata import memory, stream
+from tests.test_rstreams import memory, stream
 
 NA = -(1 << 31)
 NA_REAL = struct.unpack("<d", struct.pack("<Q", 0x7FF00000000007A2))[0]
@@ -67,7 +68,7 @@ def frame_of(more=None, rows=None, **columns):
 
 
 def read(node, format=None):
-    return _rvalues.read(memory(b"".join(_rdata.dump(node))), format)
+    return _rvalues.read(memory(b"".join(_stream.dump(node))), format)
 
 
 def written(value):
@@ -84,7 +85,7 @@ def again(value):
 
 
 def goes_back(node):
-    return written(read(node)) == b"".join(_rdata.dump(node))
+    return written(read(node)) == b"".join(_stream.dump(node))
 
 
 def refused(value):
@@ -478,7 +479,7 @@ def test_a_moment_that_was_changed_is_not_what_it_was():
     )
     frame = read(node)
     frame.loc[1, "t"] = pd.Timestamp(7, unit="s", tz="UTC")
-    root = _rdata.parse(memory(written(frame))).root
+    root = _stream.parse(memory(written(frame))).root
     assert struct.unpack("<2d", root.items[0].data) == (1 / 3, 7)
 
 

@@ -184,7 +184,7 @@ def pack(value: Any) -> Packed:
     """
     import cloudpickle
 
-    kinds = sys.modules.get(f"{__package__}._rkinds")  # or nothing has ever come from R here
+    kinds = sys.modules.get(f"{__package__}._rvalues")  # or nothing has ever come from R here
     try:
         return _values.pack(kinds.plain(value) if kinds else value, pickle=cloudpickle.dumps)
     except ValuesError as error:

@@ -17,8 +17,7 @@ from typing import Any
 from ._errors import TransferError, printable
 from ._objects import INLINE, Pushed, as_error, pushed
 from ._pieces import MemorySink, MemorySource
-from ._rdata import LEAD
-from ._rvalues import read, write
+from ._rvalues import LEAD, read, write
 from ._steps import FileHere, ObjectOffer, as_step
 from ._transfer import Carrier, Forgotten
 from ._values import ValuesError, allocate, clean

@@ -135,7 +135,8 @@ class _Frame:
         head: the word that waits for its parentheses.
         last: the last token.
         opened: where the bracket is.
-        heading: where the word is whose head came last; of a block: the word before it.
+        owner: where the `function` or `if` is that the block is the body of.
+        heading: where the word is whose head came last.
         began: where the statement or argument begins; where the last one began, behind a separator.
     """
 
@@ -148,6 +149,7 @@ class _Frame:
     head: str = ""
     last: str = ""
     opened: int = 0
+    owner: int = 0
     heading: int = 0
     began: int | None = None
 
@@ -291,10 +293,10 @@ class _Reader:
             _need(not frame.expects)
             use = "["
         is_body = use == "block" and frame.last == ")"  # of what has just had its head
-        heading = frame.heading if is_body else token.start
+        owner = frame.heading if is_body else token.start
         # `[[` is closed by two brackets.
         self.frames.extend(
-            _Frame(bracket, use=use, opened=token.start, heading=heading) for bracket in token.text
+            _Frame(bracket, use=use, opened=token.start, owner=owner) for bracket in token.text
         )
 
     def _close(self, text: str) -> None:
@@ -339,7 +341,7 @@ def _indent(code: str, frame: _Frame) -> int:
 def _opening(code: str, frame: _Frame) -> int:
     """Where that was opened: a block at its `function` or `if`, unless its brace stands on a line of its own."""
     line = code[code.rfind("\n", 0, frame.opened) + 1 : frame.opened]
-    return frame.opened if frame.use != "block" or not line.strip() else frame.heading
+    return frame.owner if line.strip() else frame.opened
 
 
 def _indent_at(code: str, position: int) -> int:

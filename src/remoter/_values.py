@@ -134,7 +134,7 @@ def _house(kind: type) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _named(kind: type) -> str:
+def named(kind: type) -> str:
     module, name = _house(kind)
     return f"`{name}`" if module in ("builtins", "?") else f"`{name}` ({module})"
 
@@ -145,7 +145,7 @@ def _is_found(kind: type) -> bool:
     return getattr(sys.modules.get(module), "__dict__", {}).get(name) is kind
 
 
-def _find_numpy() -> Any:
+def find_numpy() -> Any:
     """numpy if it was imported here, or None. Half of it may be there, while another thread imports it: that
     is waited for. And anything may have been put in its place.
     """
@@ -179,7 +179,7 @@ def describe(value: Any) -> str:
         return f"{name} of {len(value)}"
     if root in FRAMES and _is_found(kind):
         return _beside("_frames").describe(value) or name
-    if root in ARRAYS and _find_numpy() is not None:
+    if root in ARRAYS and find_numpy() is not None:
         return _beside("_arrays").describe(value, root) or name
     return name
 
@@ -228,7 +228,7 @@ def free_memory() -> int | None:
     return max(0, min(found)) if found else None
 
 
-def _afford(size: int, what: str) -> None:
+def afford(size: int, what: str) -> None:
     """Refuse what would not fit into memory: Linux would grant it, and kill somebody later."""
     free = free_memory() if size > FREE_ENOUGH else None  # to ask costs more than a small value
     if free is not None and size > free * SHARE:
@@ -242,7 +242,7 @@ def _afford(size: int, what: str) -> None:
 @functools.lru_cache(maxsize=None)  # noqa: UP033 - Python 3.8
 def allocate(size: int) -> memoryview:
     """Writable memory for bytes that are to come. Raises ValuesError: there is not as much."""
-    _afford(size, "what comes")
+    afford(size, "what comes")
     return _make_memory(size)[1]
 
 
@@ -265,7 +265,7 @@ def _refuse_unsafe(what: str, hints: tuple[str, ...] = ()) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _blaming(kind: str, message: str) -> Iterator[None]:
+def blaming(kind: str, message: str) -> Iterator[None]:
     """Whatever goes wrong within is a ValuesError."""
     try:
         yield
@@ -309,7 +309,7 @@ def pack(value: Any, *, pickle: Callable[..., bytes] | None = None) -> Packed:
     """
     name = _house(type(value))[1]
     try:
-        with _blaming("kind", f"{_named(type(value))} does not cross"):
+        with blaming("kind", f"{named(type(value))} does not cross"):
             writer = Writer()
             try:
                 tree, buffers = writer.finish({"value": writer.node(value)}, name)
@@ -371,7 +371,7 @@ def _pickled(value: Any, pickle: Callable[..., bytes], writer: Writer) -> list[A
     except MemoryError:
         raise ValuesError("memory", "there is not enough memory to pickle it") from None
     except Exception as error:
-        message = f"{_named(type(value))} does not cross: it cannot be pickled"
+        message = f"{named(type(value))} does not cross: it cannot be pickled"
         raise ValuesError("kind", message, cause=_line(error)) from None
     return [writer.data(body), [writer.data(piece) for piece in pieces]]
 
@@ -433,7 +433,7 @@ class Writer:
 
     def afford(self, size: int, what: str) -> None:
         """Packing takes a copy of that many bytes. Raises ValuesError where they are not free."""
-        _afford(size, what)
+        afford(size, what)
 
     def refuse(
         self, kind: str, message: str, cause: str | None = None, hints: tuple[str, ...] = ()
@@ -496,7 +496,7 @@ class Layout:
     """
 
     def __init__(self, tree: str, sizes: list[int]) -> None:
-        with _blaming("corrupt", _DAMAGED):
+        with blaming("corrupt", _DAMAGED):
             if len(tree) > LONGEST_TREE:
                 _refuse("the tree is too long")
             for size in sizes:
@@ -538,13 +538,13 @@ class Layout:
                 be filled and to be what `build` returns.
         """
         reader = self._reader
-        with _blaming("corrupt", _DAMAGED):
+        with blaming("corrupt", _DAMAGED):
             if into is not None:
                 self._into, self._is_direct = into, self._aim(into)
             need = self.total + reader.extra
             if self._tree_buffer is not None:
                 need += TREE_COST * reader.sizes[self._tree_buffer]
-            _afford(need, "what comes")
+            afford(need, "what comes")
             reader.views = []
             for number, size in enumerate(reader.sizes):
                 reader.owners[number], view = reader.makers.get(number, _make_memory)(size)
@@ -562,7 +562,7 @@ class Layout:
             data, view = content[3], arrays.room_in(into, content, reader)
         elif tag in ("bytes", "bytearray") and not is_array:
             data = content
-            with _blaming("kind", f"{_named(type(into))} is no buffer that can be filled"):
+            with blaming("kind", f"{named(type(into))} is no buffer that can be filled"):
                 view = memoryview(into).cast("B")
             if view.readonly or len(view) != reader.size_of(data):
                 size = size_in_words(reader.size_of(data))
@@ -586,15 +586,15 @@ class Layout:
         reader = self._reader
         try:
             if self._tree_buffer is not None:
-                with _blaming("corrupt", _DAMAGED):
+                with blaming("corrupt", _DAMAGED):
                     reader.is_late = True
                     self._open(_parse(str(reader.view(self._tree_buffer), "ascii")))
-                _afford(reader.extra, "what came")
+                afford(reader.extra, "what came")
             if self.is_pickle:
                 return self._unpickle(allow_pickle)
             if self._is_direct:
                 return self._into
-            with _blaming("corrupt", f"the {self.type} that came is damaged, or is not what it says"):
+            with blaming("corrupt", f"the {self.type} that came is damaged, or is not what it says"):
                 return self._fill(reader.build(self._node))
         finally:
             for view in reader.views:
@@ -619,7 +619,7 @@ class Layout:
         import pickle
 
         body, buffers = self._node
-        with _blaming("versions", f"`{self.type}` came, but its pickle cannot be opened here"):
+        with blaming("versions", f"`{self.type}` came, but its pickle cannot be opened here"):
             return pickle.loads(  # noqa: S301 - the user trusts the peer
                 self._reader.data(body), buffers=[self._reader.data(data) for data in buffers]
             )
@@ -651,7 +651,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if _STEPS[byte] == 0)
 
 def _make_memory(size: int) -> tuple[Any, memoryview]:
     """Memory for anything; numpy gives it without writing to it first."""
-    numpy = _find_numpy()
+    numpy = find_numpy()
     owner = bytearray(size) if numpy is None else numpy.empty(size, numpy.uint8)
     return owner, memoryview(owner)
 
@@ -752,7 +752,7 @@ class Reader:
         """A library of this side."""
         try:
             module = importlib.import_module(name)
-            if name == "numpy" and _find_numpy() is None:
+            if name == "numpy" and find_numpy() is None:
                 raise ImportError("what goes by that name is something else")
             return module
         except Exception as error:
@@ -862,7 +862,7 @@ class _Parts:
                 break
             except RuntimeError as error:  # another thread changed it
                 if attempt == ATTEMPTS - 1:
-                    message = f"{_named(self.kind)} was changed while it was packed"
+                    message = f"{named(self.kind)} was changed while it was packed"
                     raise ValuesError("changed", message, cause=_line(error)) from None
         content: list[Any] = []
         try:
@@ -990,7 +990,7 @@ def _take_zone(value: Any) -> tuple[Any, ...]:
 
 
 def _make_zone(key: str) -> Any:
-    with _blaming("versions", f"the time zone `{clean(key, 80)}` is not known here"):
+    with blaming("versions", f"the time zone `{clean(key, 80)}` is not known here"):
         if not re.fullmatch(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", key):
             raise ValueError("it is no name of one")
         return zoneinfo.ZoneInfo(key)
@@ -1291,7 +1291,7 @@ def _build_rows(content: Any, reader: Reader) -> list[Any]:
 def _encode_foreign(values: list[Any], writer: Writer) -> Any:
     """Numbers of numpy, if they are that."""
     module, _ = _house(type(values[0]))
-    is_numpy = module == "numpy" and _find_numpy() is not None
+    is_numpy = module == "numpy" and find_numpy() is not None
     return _beside("_arrays").encode_column(values, writer) if is_numpy else None
 
 
@@ -1319,12 +1319,12 @@ def _encode_object(value: Any, writer: Writer) -> Any:
     node = None
     if root in FRAMES:
         node = _beside("_frames").encode(value, writer) if _is_found(kind) else None
-    elif _find_numpy() is not None:  # of any library: tensors of others are arrays to us
+    elif find_numpy() is not None:  # of any library: tensors of others are arrays to us
         node = _beside("_arrays").encode(value, root, writer)
     if node is None and f"{module}.{name}" in _NEVER:
-        raise ValuesError("kind", f"{_named(kind)} never crosses: it lives in its own process only")
+        raise ValuesError("kind", f"{named(kind)} never crosses: it lives in its own process only")
     if node is None:
-        _refuse_unsafe(_named(kind))
+        _refuse_unsafe(named(kind))
     return node
 
 

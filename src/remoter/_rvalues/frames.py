@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
-from . import _rtimes
-from ._arrow import calmly
-from ._rarrays import (
+from .._arrow import calmly
+from .._values import ValuesError
+from . import times
+from .arrays import (
     NA_INTEGER,
     is_missing,
     missing_double,
@@ -21,11 +22,10 @@ from ._rarrays import (
     objects,
     texts,
 )
-from ._rcompact import expand, is_installed
-from ._rdata import CHARACTER, COMPACT, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, S4_OBJECT, WIDTHS, Node, make
-from ._rkinds import RVector
-from ._rtexts import Texts, refuse
-from ._values import ValuesError
+from .compact import expand, is_installed
+from .kinds import RVector
+from .stream import CHARACTER, COMPACT, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, S4_OBJECT, WIDTHS, Node, make
+from .texts import Texts, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ def _open_dates(node: Node, attributes: dict[str, Node], classes: list[Any]) -> 
     if classes != ["Date"]:
         return None
     doubles = _as_doubles(node)
-    days, wrong = _rtimes.count_days(doubles)
+    days, wrong = times.count_days(doubles)
     original = doubles if wrong.any() else None
     del attributes["class"]
     return Vector("Date", days, days == NAT, None, {**attributes}, original, node.type)
@@ -147,11 +147,11 @@ def _open_moments(node: Node, attributes: dict[str, Node], classes: list[Any]) -
     if classes != ["POSIXct", "POSIXt"]:
         return None
     doubles = _as_doubles(node)
-    counts, unit, wrong = _rtimes.count(doubles)
+    counts, unit, wrong = times.count(doubles)
     original = doubles if wrong.any() else None
     del attributes["class"]
     zones = texts(attributes["tzone"]) if attributes.get("tzone", node).type == CHARACTER else []
-    zone = zones[0] if zones and _rtimes.find_zone(zones[0]) is not None else "UTC"
+    zone = zones[0] if zones and times.find_zone(zones[0]) is not None else "UTC"
     extra: dict[str, Node | None] = {**attributes}
     if zones == [zone]:
         del extra["tzone"]
@@ -162,10 +162,10 @@ def _open_moments(node: Node, attributes: dict[str, Node], classes: list[Any]) -
 
 def _open_spans(node: Node, attributes: dict[str, Node], classes: list[Any]) -> Vector | None:
     units = texts(attributes["units"]) if "units" in attributes else []
-    if classes != ["difftime"] or len(units) != 1 or units[0] not in _rtimes.SECONDS:
+    if classes != ["difftime"] or len(units) != 1 or units[0] not in times.SECONDS:
         return None
     doubles = _as_doubles(node)
-    counts, unit, wrong = _rtimes.count(doubles, _rtimes.SECONDS[units[0]])
+    counts, unit, wrong = times.count(doubles, times.SECONDS[units[0]])
     original = doubles if wrong.any() else None
     del attributes["class"]
     extra: dict[str, Node | None] = {**attributes}
@@ -343,7 +343,7 @@ def _to_pandas(vector: Vector, value_of: Callable[..., Any]) -> Column:
     elif kind == "POSIXct":
         made = pandas.array(values.view(f"<M8[{more[0]}]"), copy=False)
         made = made._simple_new(
-            made._ndarray, dtype=pandas.DatetimeTZDtype(more[0], _rtimes.find_zone(more[1]))
+            made._ndarray, dtype=pandas.DatetimeTZDtype(more[0], times.find_zone(more[1]))
         )
     elif kind == "difftime":
         made = pandas.array(values.view(f"<m8[{more[0]}]"), copy=False)
@@ -515,7 +515,7 @@ def _to_polars(name: str, vector: Vector, value_of: Callable[..., Any]) -> Any:
 
 def convert(value: Any, format: str) -> Any:
     """A value in the form that the user wants it in."""
-    from . import _frames
+    from .. import _frames
 
     shape: Any = getattr(value, "shape", ())
     if len(shape) == 2 and shape[1] > MOST_COLUMNS:

@@ -11,7 +11,7 @@ import math
 import zoneinfo
 from typing import Any
 
-from ._rdata import CHARACTER, DOUBLE, Node, make
+from .stream import CHARACTER, DOUBLE, Node, make
 
 SECONDS = {"secs": 1, "mins": 60, "hours": 3600, "days": 86400, "weeks": 604800}
 """The units of `difftime`."""
@@ -202,7 +202,7 @@ def uncount(counts: Any, unit: str, seconds: int = 1) -> Any:
     """R's numbers of whole numbers in a unit of numpy's."""
     import numpy
 
-    from ._rarrays import missing_double
+    from .arrays import missing_double
 
     per = PER_SECOND[unit]
     missing = counts == -(1 << 63)
@@ -218,7 +218,7 @@ def uncount(counts: Any, unit: str, seconds: int = 1) -> Any:
 
 def _differ(some: Any, others: Any) -> Any:
     """Where numbers are not the same to the bit; all that are missing are."""
-    from ._rarrays import is_missing
+    from .arrays import is_missing
 
     differ = some.view("<i8") != others.view("<i8")
     return differ & ~is_missing(others) if differ.any() else differ

@@ -14,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from remoter import _rcompact, _rdata, _rtexts, _rvalues, _values
-from remoter._rdata import NOTHING, Node, dump, make, parse
-from remoter._rtexts import Records, Texts, encode_text, encode_texts
+from remoter import _rvalues, _values
+from remoter._rvalues import compact
+from remoter._rvalues import stream as _stream
+from remoter._rvalues import texts as _texts
+from remoter._rvalues.stream import NOTHING, Node, dump, make, parse
+from remoter._rvalues.texts import Records, Texts, encode_text, encode_texts
 from remoter._values import ValuesError
 
 STREAMS = {
@@ -119,8 +122,8 @@ def test_what_is_read_is_written_to_the_byte(name):
 
 def test_bytecode_is_written_with_all_that_is_in_it():
     node = parse(memory(stream("bytecode"))).root
-    assert node.type == _rdata.CLOSURE
-    assert node.parts[-1].type == _rdata.BYTECODE
+    assert node.type == _stream.CLOSURE
+    assert node.parts[-1].type == _stream.BYTECODE
     assert len(written(node)) == len(stream("bytecode"))
     again = parse(memory(written(node))).root
     assert written(again) == written(node)
@@ -134,8 +137,8 @@ def test_the_other_forms_say_the_same(name):
 def test_what_is_there_twice_is_one_node():
     first, second, call, place = parse(memory(stream("shared"))).root.items
     assert first is second
-    assert _rdata.NAMES[call.type] == "language"
-    assert place.type == _rdata.GLOBAL
+    assert _stream.NAMES[call.type] == "language"
+    assert place.type == _stream.GLOBAL
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_text_in_the_encoding_of_the_session():
     (0.0001, "1e-04"), (1e15, "1e+15"), (123456.7, "123456.7"), (float("inf"), "Inf"), (float("nan"), "NaN"), (0.0, "0"),
 ])  # fmt: skip
 def test_numbers_are_written_as_R_does(number, text):
-    assert _rcompact.format_double(number) == text
+    assert compact.format_double(number) == text
 
 
 # --- where numbers are -----------------------------------------------------------------------
@@ -186,9 +189,9 @@ def test_numbers_are_written_as_R_does(number, text):
 
 def test_a_large_vector_is_a_view_to_be_written_to():
     numbers = np.arange(1000.0)
-    data = written(make(_rdata.DOUBLE, numbers))
+    data = written(make(_stream.DOUBLE, numbers))
     place = np.empty(len(data) + 16, np.uint8)
-    lead = (-place.ctypes.data) % 8 + _rdata.LEAD
+    lead = (-place.ctypes.data) % 8 + _stream.LEAD
     view = memoryview(place)[lead : lead + len(data)]
     view[:] = data
     value = _rvalues.read(view)
@@ -202,7 +205,7 @@ def test_a_large_vector_is_a_view_to_be_written_to():
 @pytest.mark.parametrize("is_writable", [True, False])
 def test_numbers_are_aligned_wherever_the_stream_stands(lead, is_writable):
     numbers = np.arange(100.0) + 1j
-    data = b"\0" * lead + written(make(_rdata.COMPLEX, numbers))
+    data = b"\0" * lead + written(make(_stream.COMPLEX, numbers))
     view = memoryview(bytearray(data) if is_writable else data)[lead:]
     value = _rvalues.read(view)
     assert value.flags.aligned
@@ -227,7 +230,7 @@ def test_a_length_beyond_31_bits_is_understood():
     small = HEADER + struct.pack("<iiiid", 14, -1, 0, 1, 2.5)
     assert _rvalues.read(memory(small)) == 2.5
 
-    dumper = _rdata._Dumper()
+    dumper = _stream._Dumper()
     dumper.length(1 << 31)
     assert bytes(dumper.small[-12:]) == struct.pack("<iiI", -1, 0, 1 << 31)
 
@@ -246,7 +249,7 @@ texts = some.one_of(
 @given(some.lists(texts, min_size=1, max_size=30), some.integers(1, 40), some.booleans())
 def test_texts_are_what_they_were(few, times, is_big):
     many = few * times
-    node = make(_rdata.CHARACTER, many)
+    node = make(_stream.CHARACTER, many)
     data = written(node)
     if is_big:
         data = as_big(many)
@@ -277,13 +280,13 @@ def test_many_texts_are_written_as_one_by_one(few, times):
 
 def test_long_stretches_of_missing_texts_and_long_texts():
     many = ["a", *[None] * 70_000, "b" * 600_000, "", *["\u00e9"] * 70_000, None]
-    found = parse(memory(written(make(_rdata.CHARACTER, many)))).root.data
+    found = parse(memory(written(make(_stream.CHARACTER, many)))).root.data
     assert type(found) is Texts
     assert found.tolist() == many
 
 
 def test_texts_go_back_without_being_looked_at():
-    data = written(make(_rdata.CHARACTER, ["a", None] * 100))
+    data = written(make(_stream.CHARACTER, ["a", None] * 100))
     node = parse(memory(data)).root
     assert type(node.data) is Texts
     assert written(node) == data
@@ -309,7 +312,7 @@ def test_bytes_that_only_look_like_texts_are_found_out():
 def test_any_depth_is_read_and_written():
     node = NOTHING
     for _ in range(20_000):
-        node = Node(_rdata.LIST, None, [node])
+        node = Node(_stream.LIST, None, [node])
     again = parse(memory(written(node))).root
     assert written(again) == written(node)
     assert type(_rvalues.read(memory(written(node)))) is _rvalues.RList
@@ -353,9 +356,9 @@ def test_a_sequence_that_would_not_fit_into_memory_is_refused(monkeypatch):
 def test_more_parts_than_fit_into_memory_are_refused(monkeypatch):
     monkeypatch.setattr(_values, "free_memory", lambda: 1 << 20)
     monkeypatch.setattr(_values, "FREE_ENOUGH", 0)
-    monkeypatch.setattr(_rdata, "NODES_AT_ONCE", 1000)
+    monkeypatch.setattr(_stream, "NODES_AT_ONCE", 1000)
     data = HEADER + struct.pack("<ii", 19, 100_000) + struct.pack("<ii", 13, 0) * 100_000
-    monkeypatch.setattr(_rdata, "NODE_COST", 1 << 20)
+    monkeypatch.setattr(_stream, "NODE_COST", 1 << 20)
     assert refused(data).kind == "memory"
 
 
@@ -391,4 +394,4 @@ def test_damage_is_only_ever_a_values_error(data):
 def test_records_are_counted():
     assert Records(2, [b"x"]).count == 2
     assert len(encode_texts([]).pieces) == 0
-    assert _rtexts.find_numpy() is np
+    assert _texts.find_numpy() is np

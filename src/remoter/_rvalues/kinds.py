@@ -8,8 +8,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from ._rcompact import NA_INTEGER, is_installed, length_of, texts_of
-from ._rdata import (
+from .._values import ValuesError, afford
+from .compact import NA_INTEGER, is_installed, length_of, texts_of
+from .stream import (
     CALL,
     CHARACTER,
     CLOSURE,
@@ -26,7 +27,6 @@ from ._rdata import (
     dump,
     parse,
 )
-from ._values import ValuesError, _afford
 
 DEPTH = 100
 """Levels of lists within lists; what is deeper comes as an RValue."""
@@ -147,9 +147,9 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if kind in (dict, RDict):
         return {key: plain(item) for key, item in value.items()}
-    if kind.__module__ == f"{__package__}._rtimes":
+    if kind.__module__ == f"{__package__}.times":
         return value.plain()
-    if kind.__module__ == f"{__package__}._rarrays":
+    if kind.__module__ == f"{__package__}.arrays":
         return value.view(kind.__base__)
     return value
 
@@ -181,12 +181,12 @@ def open_plain(node: Node) -> Any:
 def open_values(node: Node) -> Any:
     """The values alone: an array, or a list where there is no numpy."""
     if is_installed("numpy"):
-        return importlib.import_module("._rarrays", __package__).open_array(node)
+        return importlib.import_module(".arrays", __package__).open_array(node)
     if node.type == CHARACTER:
         return list(node.data)
     if node.type == RAW:
         return list(node.data)
-    _afford(length_of(node) * 40, "the value")
+    afford(length_of(node) * 40, "the value")
     numbers: Any = array.array("i" if WIDTHS[node.type] == 4 else "d")
     numbers.frombytes(node.data)
     numbers = numbers.tolist()

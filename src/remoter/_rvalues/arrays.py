@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ._rdata import (
+from .._values import ValuesError
+from .stream import (
     CHARACTER,
     COMPLEX,
     DOUBLE,
@@ -18,11 +19,10 @@ from ._rdata import (
     attach,
     make,
 )
-from ._rtexts import refuse
-from ._values import ValuesError
+from .texts import refuse
 
 if TYPE_CHECKING:
-    from ._rwriter import Writer
+    from .writer import Writer
 
 DTYPES = {LOGICAL: "<i4", INTEGER: "<i4", DOUBLE: "<f8", COMPLEX: "<c16", RAW: "u1"}
 NA_INTEGER = -(1 << 31)

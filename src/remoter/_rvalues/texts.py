@@ -10,7 +10,7 @@ import importlib
 import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._values import ValuesError, _afford
+from .._values import ValuesError, afford
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +86,7 @@ class Texts:
         self.numpy = find_numpy()
         self.start = self.end = position
         self._found: list[tuple[Any, Any, Any]] = []
-        _afford(count * 24, "so many texts")
+        afford(count * 24, "so many texts")
         self._find(count)
         columns = zip(*self._found, strict=True)
         self.starts, self.lengths, flags = map(self.numpy.concatenate, columns)
@@ -211,7 +211,7 @@ class Texts:
 
     def tolist(self) -> list[str | bytes | None]:
         """As Python has them."""
-        _afford(len(self) * TEXT_COST + self.end - self.start, "so many texts")
+        afford(len(self) * TEXT_COST + self.end - self.start, "so many texts")
         texts: list[Any] = []
         for count, block in self._blocks():
             found = block.decode("utf-8", "surrogateescape").split(_SPLIT)
@@ -234,7 +234,7 @@ class Texts:
         if len(self.odd):
             return None
         numpy = self.numpy
-        _afford(len(self) * 8 + self.end - self.start, "so many texts")
+        afford(len(self) * 8 + self.end - self.start, "so many texts")
         offsets = numpy.zeros(len(self) + 1, numpy.int64)
         numpy.cumsum(numpy.maximum(self.lengths, 0), out=offsets[1:])
         data = b"".join([block.translate(None, b"\0") for _, block in self._blocks()])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from . import _rtimes
-from ._rarrays import (
+from .._values import ValuesError
+from . import times
+from .arrays import (
     NA_INTEGER,
     automatic_rows,
     close_doubles,
@@ -17,14 +18,13 @@ from ._rarrays import (
     objects,
     texts,
 )
-from ._rcompact import is_installed
-from ._rdata import CHARACTER, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, Node, attach, make
-from ._rframes import NAT, Column, RFacts
-from ._rtexts import CHARS, Records
-from ._values import ValuesError
+from .compact import is_installed
+from .frames import NAT, Column, RFacts
+from .stream import CHARACTER, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, Node, attach, make
+from .texts import CHARS, Records
 
 if TYPE_CHECKING:
-    from ._rwriter import Writer
+    from .writer import Writer
 
 
 def close(value: Any, writer: Writer) -> Node | None:
@@ -235,15 +235,15 @@ def close_times(array: Any, zone: Any = None, unit: str | None = None, writer: W
     counts = numpy.ascontiguousarray(array).view("<i8")
     if array.dtype.kind == "M" and (counted == ("D", 1) or (zone is None and _are_days(counts, counted))):
         days = counts if counted[0] == "D" else numpy.where(counts == NAT, NAT, counts // 86400)
-        return _rtimes.close_dates(_rtimes.uncount(days, "s"))
-    if counted[0] not in _rtimes.PER_SECOND or counted[1] != 1:
+        return times.close_dates(times.uncount(days, "s"))
+    if counted[0] not in times.PER_SECOND or counted[1] != 1:
         finer = "us" if counted[0] in ("D", "h", "m", "W", "M", "Y", "generic") or counted[1] != 1 else "ns"
         counts, counted = array.astype(f"{array.dtype.kind}8[{finer}]").view("<i8"), (finer, 1)
     if array.dtype.kind == "m":
-        unit = unit if unit in _rtimes.SECONDS else "secs"
-        return _rtimes.close_spans(_rtimes.uncount(counts, counted[0], _rtimes.SECONDS[unit]), unit)
+        unit = unit if unit in times.SECONDS else "secs"
+        return times.close_spans(times.uncount(counts, counted[0], times.SECONDS[unit]), unit)
     name = writer.zone(zone) if writer is not None else "UTC"
-    return _rtimes.close_moments(_rtimes.uncount(counts, counted[0]), name)
+    return times.close_moments(times.uncount(counts, counted[0]), name)
 
 
 def _are_days(counts: Any, counted: tuple[str, int]) -> bool:
@@ -342,11 +342,11 @@ def _close_arrow_times(column: Any, kind: Any, missing: Any, writer: Writer, pya
     if missing is not None:
         counts[missing] = NAT
     if types.is_date32(kind):
-        return _rtimes.close_dates(_rtimes.uncount(counts, "s"))
-    numbers = _rtimes.uncount(counts, kind.unit)
+        return times.close_dates(times.uncount(counts, "s"))
+    numbers = times.uncount(counts, kind.unit)
     if types.is_duration(kind):
-        return _rtimes.close_spans(numbers)
-    return _rtimes.close_moments(numbers, kind.tz or "UTC")
+        return times.close_spans(numbers)
+    return times.close_moments(numbers, kind.tz or "UTC")
 
 
 def _close_dictionary(column: Any, kind: Any, writer: Writer, pyarrow: Any) -> Node:
@@ -425,6 +425,6 @@ def _close_polars(series: Any, writer: Writer) -> Node:
         counts = series.to_physical().fill_null(NAT).to_numpy()
         unit = kind.time_unit
         if isinstance(kind, polars.Duration):
-            return _rtimes.close_spans(_rtimes.uncount(counts, unit))
-        return _rtimes.close_moments(_rtimes.uncount(counts, unit), kind.time_zone or "UTC")
+            return times.close_spans(times.uncount(counts, unit))
+        return times.close_moments(times.uncount(counts, unit), kind.time_zone or "UTC")
     return writer.objects(series.to_list())

@@ -1,4 +1,4 @@
-"""Python's values as nodes of R's; on the client. The tables of `_rvalues.py` say what becomes what."""
+"""Python's values as nodes of R's; on the client. The tables of `reader.py` say what becomes what."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from . import _rtimes
-from ._rcompact import NA_INTEGER, is_installed
-from ._rdata import (
+from .._values import ValuesError, find_numpy, named
+from . import times
+from .compact import NA_INTEGER, is_installed
+from .kinds import DEPTH, RDict, RList, RValue, RVector
+from .stream import (
     CHARACTER,
     COMPLEX,
     DOUBLE,
@@ -29,10 +31,8 @@ from ._rdata import (
     attach,
     make,
 )
-from ._rkinds import DEPTH, RDict, RList, RValue, RVector
-from ._rtexts import encode_texts
-from ._rtimes import RDate, RDatetime, RTimedelta
-from ._values import ValuesError, _find_numpy, _named
+from .texts import encode_texts
+from .times import RDate, RDatetime, RTimedelta
 
 NA_DOUBLE = struct.pack("<Q", 0x7FF00000000007A2)
 _TYPES = {name: type for type, name in NAMES.items() if type in WIDTHS or type in (CHARACTER, LIST)}
@@ -68,10 +68,10 @@ class Writer:
             made: Node = maker(self, value)
             return made
         root = type(value).__module__.partition(".")[0]
-        if root == "numpy" and _find_numpy() is not None:
+        if root == "numpy" and find_numpy() is not None:
             return self.array(value)
         if root in ("pandas", "polars", "pyarrow"):
-            column: Node | None = _beside("_rcolumns").close(value, self)
+            column: Node | None = _beside("columns").close(value, self)
             if column is not None:
                 return column
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -92,7 +92,7 @@ class Writer:
         ):
             if isinstance(value, kind):
                 return self.make_as(kind, value)
-        if _find_numpy() is not None and isinstance(value, importlib.import_module("numpy").ndarray):
+        if find_numpy() is not None and isinstance(value, importlib.import_module("numpy").ndarray):
             return self.array(value)
         return self.refuse(value)
 
@@ -107,7 +107,7 @@ class Writer:
         if value is numpy.ma.masked:
             return self.missing()
         if isinstance(value, numpy.ndarray | numpy.generic):
-            made: Node = _beside("_rarrays").close_array(value, self)
+            made: Node = _beside("arrays").close_array(value, self)
             return made
         return self.refuse(value)
 
@@ -128,7 +128,7 @@ class Writer:
         """R has nothing like it."""
         hints = ("make it a dict, a list, an array or a data frame of what R has",)
         raise ValuesError(
-            "kind", f"{_named(type(value))} does not cross to R", cause=self.where(), hints=hints
+            "kind", f"{named(type(value))} does not cross to R", cause=self.where(), hints=hints
         )
 
     def refuse_depth(self) -> NoReturn:
@@ -219,7 +219,7 @@ class Writer:
     def vector(self, values: list[Any]) -> Node | None:
         """Values of one kind as a vector; None: they are none, or of several kinds."""
         kinds = set(map(type, values))
-        numpy = _find_numpy()
+        numpy = find_numpy()
         if numpy is not None and any(issubclass(kind, numpy.generic) for kind in kinds):
             if len(kinds) == 1:
                 return self.array(numpy.array(values))
@@ -243,12 +243,10 @@ class Writer:
         if kinds and kinds <= {decimal.Decimal, fractions.Fraction}:
             return self.doubles([None if value is None else float(value) for value in values])
         if kinds == {datetime.date}:
-            return _rtimes.close_dates(
-                self.doubles([value and _rtimes.days_of(value) for value in values]).data
-            )
+            return times.close_dates(self.doubles([value and times.days_of(value) for value in values]).data)
         if kinds == {datetime.timedelta}:
-            spans = [None if value is None else _rtimes.span_of(value) for value in values]
-            return _rtimes.close_spans(self.doubles(spans).data)
+            spans = [None if value is None else times.span_of(value) for value in values]
+            return times.close_spans(self.doubles(spans).data)
         if kinds == {datetime.datetime}:
             return self.moments(values)
         return None
@@ -256,12 +254,12 @@ class Writer:
     def moments(self, values: list[datetime.datetime | None]) -> Node:
         """Moments; of several time zones the first is the vector's."""
         zone = next((value.tzinfo for value in values if value is not None), None)
-        numbers = self.doubles([value and _rtimes.seconds_of(value) for value in values])
-        return _rtimes.close_moments(numbers.data, self.zone(zone))
+        numbers = self.doubles([value and times.seconds_of(value) for value in values])
+        return times.close_moments(numbers.data, self.zone(zone))
 
     def zone(self, zone: Any) -> str:
         """R's name of a time zone."""
-        name = _rtimes.zone_name(zone)
+        name = times.zone_name(zone)
         if name is None:
             self.note(f"R has no name for the time zone `{zone}`: it is UTC there")
         return name or "UTC"
@@ -272,11 +270,9 @@ class Writer:
             if value.vector is not None:
                 return self.vector_of(value.vector)
             if isinstance(value, RDatetime):
-                value = _rtimes.plain_moment(value)
+                value = times.plain_moment(value)
             else:
-                value = (
-                    _rtimes.plain_date(value) if isinstance(value, RDate) else value + datetime.timedelta()
-                )
+                value = times.plain_date(value) if isinstance(value, RDate) else value + datetime.timedelta()
         elif isinstance(value, datetime.datetime):
             return self.moments([value])
         made = self.vector([value])
@@ -284,7 +280,7 @@ class Writer:
 
     def close_times(self, values: Any) -> Node:
         """An array of moments or spans of numpy's."""
-        made: Node = _beside("_rcolumns").close_times(values)
+        made: Node = _beside("columns").close_times(values)
         return made
 
     def vector_of(self, value: RVector) -> Node:
@@ -295,7 +291,7 @@ class Writer:
         if isinstance(value.values, list):
             node = self.plain_vector(type, value.values)
         else:
-            node = _beside("_rarrays").close_vector(type, value.values, self)
+            node = _beside("arrays").close_vector(type, value.values, self)
         return attach(node, self.attributes(value.attributes))
 
     def plain_vector(self, type: int, values: list[Any]) -> Node:

@@ -13,7 +13,8 @@ import math
 import struct
 from typing import Any
 
-from ._rdata import (
+from .._values import DEPTH, afford
+from .stream import (
     CHARACTER,
     COMPACT,
     DOUBLE,
@@ -28,8 +29,7 @@ from ._rdata import (
     is_known,
     make,
 )
-from ._rtexts import refuse
-from ._values import DEPTH, _afford
+from .texts import refuse
 
 NA_INTEGER = -(1 << 31)
 
@@ -95,7 +95,7 @@ def _sequence(state: Node, name: str) -> Node:
         refuse("a sequence has no length")
     count = int(count)
     is_integer = name == "compact_intseq"
-    _afford(count * (4 if is_integer else 8), "the value")
+    afford(count * (4 if is_integer else 8), "the value")
     if is_integer and not (abs(first) < 1 << 31 and abs(first + step * count) <= 1 << 31):
         refuse("a sequence is of no integers")
     if is_installed("numpy"):
@@ -114,7 +114,7 @@ def _as_texts(node: Node) -> list[str | None]:
     """As `as.character` has them."""
     if node.type not in (INTEGER, DOUBLE, LOGICAL):
         refuse("texts are made of no numbers")
-    _afford(length_of(node) * 120, "so many texts")
+    afford(length_of(node) * 120, "so many texts")
     if node.type == DOUBLE:
         numbers = array.array("d", bytes(node.data))
         bits = array.array("I", bytes(node.data))[::2]

@@ -6,7 +6,7 @@ we only hand on may contain. R reads it since 3.5. The format is a walk over the
 parts, so one loop reads it and one loop writes it, however deep it goes. Nothing is evaluated. What comes from
 the peer is hostile: lengths are compared with what is there, and memory is taken only for what fits.
 
-Numbers stay where they are, as views; long vectors of texts too, see `_rtexts.py`.
+Numbers stay where they are, as views; long vectors of texts too, see `texts.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import array
 import struct
 from typing import Any
 
-from ._rtexts import (
+from .._values import ValuesError, afford
+from .texts import (
     CHARS,
     SHORT,
     TEXT_COST,
@@ -27,7 +28,6 @@ from ._rtexts import (
     find_numpy,
     refuse,
 )
-from ._values import ValuesError, _afford
 
 LEAD = 1
 """Bytes to leave free before a stream, in memory that is aligned, so that the numbers of the first vector are too."""
@@ -276,7 +276,7 @@ class _Parser:
 
     def afford(self) -> None:
         """Memory for some more nodes and short texts; what there were so far has taken its own already."""
-        _afford(NODES_AT_ONCE * NODE_COST, "a value of so many parts")
+        afford(NODES_AT_ONCE * NODE_COST, "a value of so many parts")
         self.afforded = self.count + NODES_AT_ONCE
 
     def read_node(self) -> tuple[Node, int]:
@@ -374,7 +374,7 @@ class _Parser:
         length = self.length(width)
         start, size = self.position, length * width
         if self.is_big and width > 1:
-            _afford(size, "the value")
+            afford(size, "the value")
             numbers = array.array("i" if width == 4 else "d")
             numbers.frombytes(self.take(size))
             numbers.byteswap()
@@ -399,7 +399,7 @@ class _Parser:
         length = self.length(8)
         if length <= SHORT or find_numpy() is None:
             if length > NODES_AT_ONCE:
-                _afford(length * TEXT_COST, "so many texts")
+                afford(length * TEXT_COST, "so many texts")
             self.count += length
             return [self.read_text() for _ in range(length)]
         texts = Texts(self.data, self.position, length, self.is_big, self.encoding)

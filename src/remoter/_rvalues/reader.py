@@ -46,9 +46,11 @@ import importlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from . import _rtimes
-from ._rcompact import NA_INTEGER, expand, is_installed, length_of, texts_of
-from ._rdata import (
+from .._values import blaming, named
+from . import times
+from .compact import NA_INTEGER, expand, is_installed, length_of, texts_of
+from .kinds import DEPTH, RDict, RList, RValue, RVector, open_plain, open_values
+from .stream import (
     CHARACTER,
     COMPACT,
     DOUBLE,
@@ -63,10 +65,8 @@ from ._rdata import (
     dump,
     parse,
 )
-from ._rkinds import DEPTH, RDict, RList, RValue, RVector, open_plain, open_values
-from ._rtexts import refuse
-from ._rwriter import Writer
-from ._values import _blaming, _named
+from .texts import refuse
+from .writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def write(value: Any) -> tuple[list[memoryview], list[str]]:
     """
     if isinstance(value, RValue) and value.stream is not None:
         return [memoryview(value.stream).cast("B")], []
-    with _blaming("kind", f"{_named(type(value))} does not cross to R"), _keeping_all():
+    with blaming("kind", f"{named(type(value))} does not cross to R"), _keeping_all():
         writer = Writer()
         try:
             buffers = dump(writer.node(value))
@@ -122,23 +122,23 @@ def read(data: memoryview, format: str | None = None) -> Any:
         ValuesError: it is damaged, does not fit into memory, or has no such form.
     """
     if format == "raw":
-        with _blaming("corrupt", _SENSELESS):
+        with blaming("corrupt", _SENSELESS):
             return RValue(data, node=parse(data).root)
-    with _blaming("corrupt", _SENSELESS), _keeping_all():
+    with blaming("corrupt", _SENSELESS), _keeping_all():
         root = parse(data, settle=True).root
-        frames = _beside("_rframes") if format is not None else None
+        frames = _beside("frames") if format is not None else None
         if frames is not None and frames.is_frame(root) and format in ("polars", "arrow"):
             return frames.open_frame_as(root, format, value_of)
         value = value_of(root)
     if frames is None:
         return value
-    with _blaming("kind", f"this value of R's has no form as `{format:.40}`"):
+    with blaming("kind", f"this value of R's has no form as `{format:.40}`"):
         return frames.convert(value, format)
 
 
 def is_code(data: memoryview) -> bool:
     """Whether a stream holds anything but data: what R may evaluate or run, and environments, which hold anything."""
-    with _blaming("corrupt", _SENSELESS):
+    with blaming("corrupt", _SENSELESS):
         return parse(data).is_code
 
 
@@ -162,7 +162,7 @@ def _open_list(node: Node, depth: int) -> Any:
     attributes = node.attributes
     classes = texts_of(attributes.get("class")) or ()
     if "data.frame" in classes and is_installed("pandas"):
-        frame = _beside("_rframes").open_frame(node, functools.partial(value_of, depth=depth + 1))
+        frame = _beside("frames").open_frame(node, functools.partial(value_of, depth=depth + 1))
         if frame is not None:
             return frame
     names = texts_of(attributes.pop("names", None))
@@ -191,11 +191,11 @@ def _open_vector(node: Node, attributes: dict[str, Node], depth: int) -> Any:
     if classes:
         value = _open_class(node, classes, attributes)
     elif set(attributes) == {"names"} and is_installed("pandas"):
-        value = _beside("_rframes").open_series(node, functools.partial(value_of, depth=depth + 1))
+        value = _beside("frames").open_series(node, functools.partial(value_of, depth=depth + 1))
     if value is None and "dim" in attributes and "names" not in attributes and is_installed("numpy"):
         rest = {name: value_of(held, depth + 1) for name, held in attributes.items() if name != "dim"}
-        shape = _beside("_rarrays").numbers(attributes["dim"]).tolist()
-        value = _beside("_rarrays").open_matrix(node, list(map(int, shape)), rest)
+        shape = _beside("arrays").numbers(attributes["dim"]).tolist()
+        value = _beside("arrays").open_matrix(node, list(map(int, shape)), rest)
     return value if value is not None else _open_any(node, depth)
 
 
@@ -212,7 +212,7 @@ def _open_class(node: Node, classes: list[Any], attributes: dict[str, Node]) -> 
     if classes == ["Date"] and set(attributes) == {"class"} and is_installed("numpy"):
         return _open_dates(node)
     if (is_time and classes != ["Date"]) or "factor" in classes or (is_time and "names" in attributes):
-        return _beside("_rframes").open_series(node, value_of) if is_installed("pandas") else None
+        return _beside("frames").open_series(node, value_of) if is_installed("pandas") else None
     return None
 
 
@@ -220,7 +220,7 @@ def _open_dates(node: Node) -> Any:
     """Days, where they are nothing but days."""
     if node.type != DOUBLE:
         return None
-    days, wrong = _rtimes.count_days(_beside("_rarrays").numbers(node))
+    days, wrong = times.count_days(_beside("arrays").numbers(node))
     return None if wrong.any() else days.view("<M8[D]")
 
 
@@ -233,21 +233,19 @@ def _open_time(node: Node, kind: str, attributes: dict[str, Node]) -> Any:
     made: Any = None
     plain, again = None, 0.0
     if kind == "Date":
-        made = _rtimes.open_date(number)
-        plain, again = (_rtimes.plain_date(made), _rtimes.days_of(made)) if made else (None, 0.0)
+        made = times.open_date(number)
+        plain, again = (times.plain_date(made), times.days_of(made)) if made else (None, 0.0)
         is_plain = keys == {"class"}
     elif kind == "POSIXct":
         zones = texts_of(attributes.get("tzone")) or [""]
-        zone = _rtimes.find_zone(zones[0])
-        made = _rtimes.open_moment(number, zone)
-        plain, again = (_rtimes.plain_moment(made), _rtimes.seconds_of(made)) if made else (None, 0.0)
+        zone = times.find_zone(zones[0])
+        made = times.open_moment(number, zone)
+        plain, again = (times.plain_moment(made), times.seconds_of(made)) if made else (None, 0.0)
         is_plain = keys == {"class", "tzone"} and len(zones) == 1 and zone is not None
     else:
         unit = (texts_of(attributes.get("units")) or [""])[0]
-        made = _rtimes.open_span(number, unit) if unit in _rtimes.SECONDS else None
-        plain, again = (
-            (made + datetime.timedelta(), _rtimes.span_of(made)) if made is not None else (None, 0.0)
-        )
+        made = times.open_span(number, unit) if unit in times.SECONDS else None
+        plain, again = (made + datetime.timedelta(), times.span_of(made)) if made is not None else (None, 0.0)
         is_plain = keys == {"class", "units"} and unit == "secs"
     if made is None:
         return None
