@@ -45,6 +45,10 @@ class RArray(numpy.ndarray):
         """As numpy wants it."""
         self.attributes = {}
 
+    def plain(self) -> Any:
+        """The numbers alone."""
+        return self.view(numpy.ndarray)
+
     @property
     def dimnames(self) -> list[list[str] | None] | None:
         """For each dimension its names, or None."""

@@ -131,9 +131,29 @@ def _as_list(values: Any) -> list[Any]:
 def plain(value: Any) -> Any:
     """R's kinds of values as Python's own, for a session that knows no others; what is R's alone is lost.
 
+    What holds none of them is returned as it is.
+
     Raises:
         ValuesError: it is nothing in Python.
     """
+    return _plain(value, 0) if _holds_ours(value, set(), 0) else value
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith(f"{__package__}.")
+
+
+def _holds_ours(value: Any, seen: set[int], depth: int) -> bool:
+    if _is_ours(type(value)):
+        return True
+    if type(value) not in (list, tuple, dict) or id(value) in seen or depth > DEPTH:
+        return False
+    seen.add(id(value))
+    held = value.values() if type(value) is dict else value
+    return any(_holds_ours(item, seen, depth + 1) for item in held)
+
+
+def _plain(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind is RValue:
         raise ValuesError(
@@ -141,16 +161,18 @@ def plain(value: Any) -> Any:
             f"`{value.text}` of R ({value.type}) is nothing in Python",
             hints=("it can go to an R session",),
         )
+    if depth > DEPTH:
+        raise ValuesError("kind", "the value is nested too deeply")
     if kind is RVector:
-        return plain(value.values)
+        return _plain(value.values, depth + 1)
     if kind in (list, RList):
-        return [plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
+    if kind is tuple:
+        return tuple(_plain(item, depth + 1) for item in value)
     if kind in (dict, RDict):
-        return {key: plain(item) for key, item in value.items()}
-    if kind.__module__ == f"{__package__}.times":
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
+    if _is_ours(kind):
         return value.plain()
-    if kind.__module__ == f"{__package__}.arrays":
-        return value.view(kind.__base__)
     return value
 
 
