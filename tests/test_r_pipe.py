@@ -115,6 +115,7 @@ def test_code_that_does_not_parse_runs_not_at_all(session, code, message):
 def test_a_prompt_of_the_users_own_confuses_nobody(session):
     assert session.run("options(prompt = 'R> ', continue = '  ')\n1", quiet=True).stdout == "[1] 1\n"
     assert session.run("cat(getOption('prompt')); 2", quiet=True).text.endswith("[1] 2")
+    assert session.run("getOption('continue')", quiet=True).text == '[1] "  "'
 
 
 def test_quitting_ends_the_run_with_its_status_and_not_the_session(session):
@@ -209,8 +210,8 @@ def test_who_leaves_a_command_by_himself_hears_nothing_of_it(session):
 
 
 def test_a_plot_is_shown_before_a_question_about_it(session):
-    run = session.submit("plot(3); readline('keep? '); (function() {browser(); 1})(); lines(1:2)")
-    kinds, answers = [], iter(["y", "lines(2:3)", "c"])
+    run = session.submit("plot(3); readline('keep? '); (function() {browser(); 1})(); abline(v = 1)")
+    kinds, answers = [], iter(["y", "abline(h = 3)", "c"])
     for event in run.events():
         kinds += [event.kind] if event.kind in ("display", "ask") else []
         if event.kind == "ask":
@@ -218,6 +219,7 @@ def test_a_plot_is_shown_before_a_question_about_it(session):
     assert kinds == ["display", "ask", "ask", "display", "ask", "display"]
     assert run.wait(5).stdout.endswith("[1] 1\n")
     assert session.run("invisible(identify(1, 1))").displays == []
+    assert len(session.run("plot(7)\ngraphics.off()").displays) == 1
 
 
 def test_plots_come_in_order_and_again_when_they_change(session):
@@ -226,7 +228,7 @@ def test_plots_come_in_order_and_again_when_they_change(session):
         f"<plot {n}>" for n in range(first_number(result), first_number(result) + 3)
     ]
     assert all(display["image/png"].startswith(b"\x89PNG") for display in result.displays)
-    changed = session.run("abline(h = 1)", quiet=True)
+    changed = session.run("abline(h = 2)", quiet=True)
     assert len(changed.displays) == 1
     assert changed.displays[0]["text/plain"] == result.displays[-1]["text/plain"]
     assert session.run("file.exists('Rplots.pdf')").text == "[1] FALSE"
@@ -241,7 +243,7 @@ def test_objects_come_and_go(session):
     session.push("pushed", [1.5, 2.5])
     assert session.run("sum(unlist(pushed))").text == "[1] 4"
     assert session.pull("c(1, 2) * 2").tolist() == [2.0, 4.0]
-    with pytest.raises(remoter.RemoterError, match="^Error: oh"):
+    with pytest.raises(remoter.RemoterError, match=r"^Error: oh"):
         session.pull("stop('oh')")
     assert "pushed" in session
     with pytest.raises(remoter.NameNotFoundError, match="pusher"):

@@ -92,10 +92,15 @@ def test_what_is_not_whole_goes_on_with_rs_indent_and_a_brace_ends_it(prompt):
 def test_a_brace_is_closed_below_the_line_on_which_its_function_begins(prompt):
     terminal = prompt()
     terminal.type("f <- function(x,\r")
-    terminal.expect("\n       +   ")
-    terminal.type("            y) {\rx + y\r}\r")
-    terminal.expect_line("remoter>")
-    assert "\n       +   x + y\n       + }\nremoter>" in terminal.screen()
+    terminal.expect_line("       +")
+    terminal.type("            y) {")
+    terminal.expect_line("       + " + " " * 14 + "y) {")
+    terminal.type("\r")
+    terminal.expect("y) {\n       +")
+    terminal.type("x + y\r")
+    terminal.expect("\n       +   x + y\n       +")
+    terminal.type("}\r")
+    terminal.expect("\n       +   x + y\n       + }\nremoter>")
 
 
 def test_pasted_code_is_one_command_and_a_function_keeps_what_looks_like_our_calls(prompt):

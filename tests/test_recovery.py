@@ -188,6 +188,17 @@ def test_the_keeper_killed_leaves_a_session_that_works(serve):
     assert not served.directory.exists()
 
 
+def test_a_worker_that_the_server_itself_started_ends_when_all_others_are_gone(serve):
+    served = serve(runner="plain")
+    with served.connect() as session:
+        os.kill(served.keeper_pid, signal.SIGKILL)
+        wait_for(lambda: not is_alive(served.keeper_pid), what="the keeper is gone")
+        session.restart()
+        pid = session.info.pid
+        os.kill(served.server_pid, signal.SIGKILL)
+        wait_for(lambda: not is_alive(pid), what="the worker has nobody to wait for")
+
+
 def test_the_worker_killed_is_told_and_can_be_replaced(serve):
     served = serve(runner="plain")
     with served.connect() as session:

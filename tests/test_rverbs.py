@@ -470,6 +470,11 @@ def test_where_r_looks_for_a_function_only_a_function_shadows_a_call(code, varia
     assert shadows(piece, variable) is expected
 
 
+def test_a_call_that_is_not_needed_here_gets_a_hint():
+    assert "`?plot`" in hint_about({"name": "Error", "value": 'could not find function "rhelp"'})
+    assert "is shown" in hint_about({"name": "Error", "value": 'could not find function "rpng.off"'})
+
+
 @pytest.mark.parametrize(
     ("value", "word"),
     [

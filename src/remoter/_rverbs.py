@@ -63,6 +63,13 @@ keys:
 _CANONICAL = {"is.secure": "is_secure", "q": "quit"}
 _QUOTE = r"""["'\u2018-\u201f\u00ab\u00bb\u2039\u203a]"""
 _QUOTED = re.compile(rf"{_QUOTE}\s?([\w.]+)\s?{_QUOTE}")
+_INSTEAD = {
+    "rhelp": "`?plot` shows the help on `plot`",
+    **dict.fromkeys(
+        ("rpng", "rpng.off", "dev.curc"), "a plot is shown when it is drawn, without another call"
+    ),
+}
+"""What other prompts to a remote R have calls for."""
 _BOOLEANS = {"TRUE": True, "T": True, "FALSE": False, "F": False}
 
 
@@ -320,7 +327,9 @@ def hint_about(error: dict[str, Any]) -> str | None:
     """R knows no function of that name: it was meant for the prompt and stood inside something."""
     words: list[str] = _QUOTED.findall(str(error.get("value") or ""))
     own = [word for word in words if word in VERBS and word not in ("q", "quit")]
-    return stands_alone(own[0]) if own and len(words) == 1 else None
+    if len(words) != 1:
+        return None
+    return stands_alone(own[0]) if own else _INSTEAD.get(words[0])
 
 
 def cargo(piece: Piece) -> Cargo:

@@ -524,10 +524,19 @@ def read_configuration(sock: socket.socket) -> dict[str, Any]:
     return configuration
 
 
+def keep_descriptors() -> None:
+    """What the keeper handed over is for us alone: a worker that we start must not hold the session's lock."""
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # what listed them is closed by now
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
+
+
 def main() -> None:
     """`python -m remoter._server SOCKET LISTENER...`: descriptors that the keeper hands over."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL)
+    keep_descriptors()
     keeper_socket = socket.socket(fileno=int(sys.argv[1]))
     listeners = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[2:]]
     configuration = read_configuration(keeper_socket)

@@ -1099,7 +1099,8 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     "{}"
   }
 
-  set_prompt <- function() options(prompt = paste0(pipes$nonce, "> "), continue = paste0(pipes$nonce, "+ "))
+  # Nothing is typed that would go on in a second line: `continue` is the user's own.
+  set_prompt <- function() options(prompt = paste0(pipes$nonce, "> "))
 
   # Each message opens and closes: so the user finds no connections of ours, and closes none.
   tell_worker <- function(text) {

@@ -88,6 +88,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
         }, ""),
         width = function(columns) options(width = max(10L, min(columns, 10000L))),
         sinks = function() sink.number(),
+        has_pages = function() length(get0(".remoter", envir = place)$rendered) > 0L,
         version = function() paste(R.version$major, R.version$minor, sep = "."),
         tempdir = function() tempdir(),
         depth = function() sys.nframe() - 1L,
@@ -1357,7 +1358,8 @@ class Worker:
 
     def show_plots(self, at_question=False):
         """What was drawn and is not shown yet; at a question too, since who answers wants to see it."""
-        if self.library.devices is None or self.library.devices() < 2:  # the first is R's null device
+        is_drawing = self.library.devices is None or self.library.devices() > 1  # the first is R's null device
+        if not (is_drawing or self.library.number(self.half("has_pages"))):
             return
         self.shown = stopwatch()
         try:
