@@ -104,6 +104,13 @@ values <- expression(
     Reduce(function(l,i) list(a=l),1:1000,1), Reduce(function(l,i) call("+",l,1),1:3000,quote(x)),
     data.frame(x=sqrt(1:1000),y=1:1000,z=rep(letters[1:10],100),f=factor(rep(letters[1:10],100))),
     as.character(1:1000), as.data.frame(matrix(sqrt(1:300),3)),
+    data.frame(t=structure(1:2,class=c("POSIXct","POSIXt"))),
+    data.frame(t=structure(c(1L,NA),class=c("POSIXct","POSIXt"),label="x",tzone="CET")),
+    data.frame(t=structure(1:2,class="difftime",units="mins",label="x")),
+    data.frame(d=structure(c(900719925474099200,1,NA),class="Date",label="far")),
+    data.frame(d=structure(c(NA,NaN,-Inf),class="Date"),t=structure(c(NaN,NA,1),class=c("POSIXct","POSIXt"))),
+    local({d<-data.frame(a=structure(1:2,label="k"),b=3:4);names(d)<-as_bytes("\xff\xfe","b");d}),
+    local({d<-data.frame(a=1:2);attr(d,"row.names")<-as_bytes("\xff\xfe","b");d}),
     compiled, new("Point", x = 1), new("Numbers", c(1, 2)), local({ e <- new.env(); list(e, e, quote(x)) }),
     local({ e <- new.env(); e$self <- e; e$x <- c(1L, 5L); list(a = e, b = list(e)) }),
     local({ f <- function(x) x + 1; for (i in 1:5) f(i); f })

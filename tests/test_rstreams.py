@@ -6,6 +6,7 @@ The streams here were written by R 4.2; no R is needed.
 import base64
 import contextlib
 import functools
+import mmap
 import struct
 import zlib
 
@@ -235,6 +236,22 @@ def test_a_length_beyond_31_bits_is_understood():
     assert bytes(dumper.small[-12:]) == struct.pack("<iiI", -1, 0, 1 << 31)
 
 
+def test_a_vector_beyond_31_bits_is_read_and_written_where_it_is():
+    size = (1 << 31) + 8
+    head = HEADER + struct.pack("<iiiI", 24, -1, 0, size)
+    with mmap.mmap(-1, len(head) + size) as pages:  # of which only those that are touched take memory
+        pages[: len(head)] = head
+        pages[-1] = 7
+        data = memoryview(pages)
+        root = parse(data).root
+        assert (len(root.data), root.data[-1]) == (size, 7)
+        buffers = dump(root)
+        assert bytes(buffers[0])[-16:] == head[-16:]
+        assert (len(buffers[1]), buffers[1][-1]) == (size, 7)
+        del root, buffers
+        data.release()
+
+
 # --- texts -----------------------------------------------------------------------------------
 
 texts = some.one_of(
@@ -348,6 +365,19 @@ def test_what_is_wrong_is_said(data, cause):
 def test_a_sequence_that_would_not_fit_into_memory_is_refused(monkeypatch):
     data = stream("sequence").replace(struct.pack("<d", 10), struct.pack("<d", 1e9))
     monkeypatch.setattr(_values, "free_memory", lambda: 1 << 30)
+    with pytest.raises(ValuesError) as caught:
+        _rvalues.read(memory(data))
+    assert caught.value.kind == "memory"
+
+
+def test_texts_of_a_sequence_that_would_not_fit_into_memory_are_refused_before_it_is_made(monkeypatch):
+    node = parse(memory(stream("deferred"))).root
+    state = node.parts[1]
+    state.parts[-2] = parse(memory(stream("sequence"))).root
+    monkeypatch.setattr(_values, "free_memory", lambda: 1 << 30)
+    assert _rvalues.read(memory(written(node)))[:2].tolist() == ["1", "2"]
+    monkeypatch.setattr(compact, "importlib", None)  # by which what makes numbers is found
+    data = written(node).replace(struct.pack("<d", 10), struct.pack("<d", 1e8))
     with pytest.raises(ValuesError) as caught:
         _rvalues.read(memory(data))
     assert caught.value.kind == "memory"

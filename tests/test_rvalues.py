@@ -27,7 +27,22 @@ from remoter import _rvalues
 from remoter._rvalues import RDict, RList, RValue, RVector
 from remoter._rvalues import stream as _stream
 from remoter._rvalues.arrays import RArray
-from remoter._rvalues.stream import CHARACTER, COMPLEX, DOUBLE, INTEGER, LIST, LOGICAL, NOTHING, RAW, make
+from remoter._rvalues.stream import (
+    CALL,
+    CHARACTER,
+    CLOSURE,
+    COMPLEX,
+    DOUBLE,
+    HAS_ATTRIBUTES,
+    INTEGER,
+    LIST,
+    LOGICAL,
+    NOTHING,
+    RAW,
+    SYMBOL,
+    Node,
+    make,
+)
 from remoter._rvalues.times import RDatetime, RTimedelta
 from remoter._values import ValuesError
 from tests.test_rstreams import memory, stream
@@ -106,6 +121,12 @@ for path in pathlib.Path(sys.argv[1]).glob("*.plain"):
     buffers, notes = _rvalues.write(_rvalues.read(memoryview(bytearray(path.read_bytes()))))
     path.with_suffix(".bare.back").write_bytes(b"".join(buffers))
     assert not notes, path
+try:
+    _rvalues.read(memoryview(bytearray(path.read_bytes())), "pandas")
+except Exception as error:
+    assert (type(error).__name__, error.cause) == ("ValuesError", "it is `numpy`")
+else:
+    raise AssertionError
 """
 
 
@@ -186,6 +207,16 @@ AS_IN_R = [
     (pa.table({"a": [1.5, None], "d": [datetime.date(2024, 1, 2), None]}),
      "data.frame(a = c(1.5, NA), d = as.Date(c('2024-01-02', NA)))"),
     (pa.array(["b", None] * 60), "rep(c('b', NA), 60)"),
+    (
+        np.array([(1, (2, 3)), (4, (5, 6))], [("a", "i4"), ("b", ">f8", (2,))]),
+        "local({ d <- data.frame(a = c(1L, 4L)); d$b <- matrix(c(2, 5, 3, 6), 2); d })",
+    ),
+    (
+        np.array([[(1, (2,))], [(4, (5,))]], [("a", "i4"), ("b", [("c", "i1")])]),
+        "local({ d <- data.frame(a = c(1L, 4L)); d$b <- data.frame(c = c(2L, 5L)); d })",
+    ),
+    (pl.DataFrame({"a": [{"x": 1}, None]}), "local({ d <- data.frame(row.names = 1:2); d$a <- list(list(x = 1L), NULL); d })"),
+    (pd.DataFrame({b"a": [1], "b": [2]}), "data.frame(a = 1L, b = 2L)"),
 ]  # fmt: skip
 
 
@@ -388,6 +419,21 @@ def test_what_is_shared_is_shared_again():
     assert value[3].text == "<globalenv>"
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        Node(CALL | HAS_ATTRIBUTES, None, [ints(1), Node(SYMBOL, "f"), NOTHING]),
+        Node(LIST | HAS_ATTRIBUTES, None, [ints(1)]),
+        Node(CLOSURE, None, [ints(1)]),
+        Node(CALL, None, [Node(SYMBOL, "f"), ints(1)]),
+    ],
+)
+def test_an_opaque_value_that_is_damaged_is_shown_all_the_same(node):
+    for value in (RValue(None, node=node), RValue(b""), RVector("integer", [1], {"a": RValue(b"B")})):
+        assert repr(value)
+        assert getattr(value, "text", "?")
+
+
 def test_an_opaque_value_can_be_kept_and_sent_alone():
     value = _rvalues.read(memory(stream("model")))["terms"]
     assert _rvalues.read(memory(written(value))).text == "y ~ x"
@@ -505,12 +551,115 @@ def test_names_that_are_no_texts_stay_what_they_are():
         assert goes_back(node)
 
 
+def test_dates_that_no_library_has_are_missing_there_and_come_back():
+    node = frame_of(d=doubles(9e17, 1, 2**40, **{"class": texts("Date")}))
+    assert read(node)["d"].isna().tolist() == [True, False, False]
+    assert read(node, "polars")["d"].to_list() == [None, datetime.date(1970, 1, 2), None]
+    assert read(node, "arrow")["d"].to_pylist() == [None, datetime.date(1970, 1, 2), None]
+    assert goes_back(node)
+
+
+def test_names_that_are_bytes_stay_bytes_and_are_shown_as_R_does_elsewhere():
+    node = make(
+        LIST,
+        [ints(1, 2, label=texts("x"))],
+        {"names": texts(b"\xffa"), "class": texts("data.frame"), "row.names": texts(b"\xfe", "r")},
+    )
+    assert read(node).columns.tolist() == [b"\xffa"]
+    assert read(node).index.tolist() == [b"\xfe", "r"]
+    assert goes_back(node)
+    for format in ("polars", "arrow"):
+        table = read(node, format)
+        assert table["row.names"].to_pylist() if format == "arrow" else table["row.names"].to_list()
+        assert "\\xffa" in (table.columns if format == "polars" else table.column_names)
+
+
 def test_a_frame_can_be_saved(tmp_path):
     frame = read(frame_of({"note": texts("hi")}, a=ints(1, 2, label=texts("x"))))
     frame.to_parquet(tmp_path / "frame")
     assert pd.read_parquet(tmp_path / "frame")["a"].tolist() == [1, 2]
     assert again(pd.read_parquet(tmp_path / "frame"))["a"].tolist() == [1, 2]
     assert read_attributes(again(pickle.loads(pickle.dumps(frame))))["note"] == "hi"
+
+
+# --- in another form --------------------------------------------------------------------------
+
+MATRIX = ints(1, NA, 3, 4, dim=ints(2, 2), dimnames=listed(texts("a", "b"), texts("x", "y")))
+FACTOR = ints(2, NA, 1, levels=texts("b", "a"), **{"class": texts("factor")})
+COUNTS = ints(
+    2, 1, dim=ints(2), dimnames=listed(texts("a", "b"), names=texts("")), **{"class": texts("table")}
+)
+COLUMNS = listed(doubles(1.5), texts("x", "y"), ints(
+    1, 2, levels=texts("u", "v"), **{"class": texts("factor")}), names=texts("n", "s", "f"))  # fmt: skip
+
+
+def as_listed(value):
+    return value.to_pylist() if hasattr(value, "to_pylist") else value.to_list()
+
+
+@pytest.mark.parametrize("format", ["pandas", "polars", "arrow"])
+def test_a_vector_is_a_series_or_an_array_however_long_it_is(format):
+    assert as_listed(read(doubles(1, 2), format)) == [1, 2]
+    assert as_listed(read(doubles(1.5), format)) == [1.5]
+    assert as_listed(read(texts("a"), format)) == ["a"]
+    assert as_listed(read(truths(1), format)) == [True]
+    assert as_listed(read(make(RAW, b"ab"), format)) == [97, 98]
+    assert as_listed(read(doubles(1.5, unit=texts("m")), format)) == [1.5]
+    assert as_listed(read(COUNTS, format)) == [2, 1]
+    day = as_listed(read(doubles(1, **{"class": texts("Date")}), format))[0]
+    assert str(day)[:10] == "1970-01-02"
+    days = read(ints(0, 1, **{"class": texts("Date")}), format)
+    assert [str(day)[:10] for day in as_listed(days)] == ["1970-01-01", "1970-01-02"]
+
+
+def test_a_vector_is_an_array_of_numpy_however_long_it_is():
+    assert read(doubles(1.5), "numpy").tolist() == [1.5]
+    assert read(texts("a"), "numpy").tolist() == ["a"]
+    assert read(make(RAW, b"ab"), "numpy").tolist() == [97, 98]
+    assert read(FACTOR, "numpy")[::2].tolist() == ["a", "b"]
+    assert read(doubles(1, **{"class": texts("Date")}), "numpy").tolist() == [datetime.date(1970, 1, 2)]
+    assert read(MATRIX, "numpy").tolist() == [[1, 3], [None, 4]]
+
+
+def test_a_matrix_is_a_frame_with_its_names():
+    frame = read(MATRIX, "pandas")
+    assert (frame.index.tolist(), frame.columns.tolist()) == (["a", "b"], ["x", "y"])
+    assert frame["x"].isna().tolist() == [False, True]
+    assert set(map(str, frame.dtypes)) == {"Int32"}
+    assert read(MATRIX, "polars").rows() == [("a", 1, 3), ("b", None, 4)]
+    assert read(MATRIX, "arrow").to_pydict() == {"row.names": ["a", "b"], "x": [1, None], "y": [3, 4]}
+    assert read(COUNTS, "pandas").to_dict() == {"a": 2, "b": 1}
+    bare = doubles(1, 2, dim=ints(1, 2))
+    assert read(bare, "pandas").to_dict("list") == {0: [1], 1: [2]}
+    assert read(bare, "polars").rows() == [(1, 2)]
+
+
+@pytest.mark.parametrize("format", ["pandas", "polars", "arrow"])
+def test_a_factor_and_a_list_of_columns_in_other_forms(format):
+    factor = as_listed(read(FACTOR, format))
+    assert factor[::2] == ["a", "b"]
+    assert factor[1] is None or factor[1] != factor[1]
+    table = read(COLUMNS, format)
+    for name, values in (("n", [1.5, 1.5]), ("s", ["x", "y"]), ("f", ["u", "v"])):
+        assert as_listed(table[name]) == values
+
+
+@pytest.mark.parametrize("format", ["pandas", "polars", "arrow", "numpy"])
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (listed(ints(1, 2), texts("x")), "a list without names has no form as"),
+        (listed(ints(1, 2), ints(1, 2, 3), names=texts("a", "b")), "a list has no form as"),
+        (listed(ints(1), ints(2), names=texts("a", "a")), "a list has no form as"),
+        (NOTHING, "`NULL` has no form as"),
+        (Node(SYMBOL, "x"), "`x` of R (symbol) has no form as"),
+    ],
+)
+def test_what_has_no_such_form_is_refused_with_what_to_do(node, message, format):
+    with pytest.raises(ValuesError) as caught:
+        read(node, format)
+    assert caught.value.message == f"{message} `{format}`"
+    assert caught.value.hints
 
 
 # --- to R ------------------------------------------------------------------------------------
@@ -603,6 +752,9 @@ def test_an_index_that_can_name_no_rows_is_a_column():
         ("\ud800", "a text with half a character does not cross to R"),
         (10**400, "a whole number is too large for R"),
         (pl.LazyFrame(), "a `LazyFrame` does not cross"),
+        (pl.DataFrame({"a\0": [1]}), "R has no texts with NUL in them"),
+        (pl.DataFrame({"a": [{"b\0": 1}]}), "R has no texts with NUL in them"),
+        (pd.Categorical([1, "1"]), "a factor of R has no two levels that read the same, such as `1`"),
     ],
 )
 def test_what_R_cannot_hold_is_refused(value, message):
@@ -613,6 +765,8 @@ def test_what_R_cannot_hold_is_refused(value, message):
 def test_where_it_is_that_cannot_cross_is_said():
     assert refused({"x": [1, {"y": object()}]}).cause == "it is in `y`, in element 2, in `x`"
     assert refused(pd.DataFrame({"s": ["a\0"]})).cause == "it is in column `s`"
+    assert refused({"t": pl.DataFrame({"a\0": [1]})}).cause == "it is in the names of the columns, in `t`"
+    assert refused(pd.DataFrame({"f": pd.Categorical([1, "1"])})).cause == "it is in column `f`"
     loop = []
     loop.append(loop)
     assert "holds itself" in refused(loop).message

@@ -59,7 +59,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     - `error`: text = the traceback; data = `name`, `value`, and in R the `traceback`, its calls
     - `ask`: text = the prompt; data = `id`, `hidden`
     - `done`: data = `status`, `elapsed` in seconds, and `exit`, the code given to `sys.exit()`
-    - `died`: text = how the interpreter ended; data = `signal` or `code`
+    - `died`: text = how the interpreter ended; data = `signal` or `code`, and whether it is `replaced` by a new one
     - `gap`: data = `first`, `last`: numbers that are no longer kept
     - `notice`: text = what a person should know; data = `about`, a word, and what belongs to it
 

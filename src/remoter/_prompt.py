@@ -543,8 +543,11 @@ class Prompt:
                 if data.get("about") == "ended":
                     self.ended = event.text
             case "died":
-                self.say(f"the interpreter died: {event.text or 'no word from it'}")
-                self._say_restart()
+                if data.get("replaced"):
+                    self.say("the session was restarted: its interpreter is a new one, the variables are lost")
+                else:
+                    self.say(f"the interpreter died: {event.text or 'no word from it'}")
+                    self._say_restart()
                 if self.following is not None:
                     self.done = self.done or {"status": "died"}
             case "gap":

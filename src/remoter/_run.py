@@ -76,6 +76,7 @@ class Run:
         self._asks: dict[int, Event] = {}
         self._status: Status = "queued"
         self._died: str | None = None
+        self._is_replaced = False
         self._failure: RemoterError | None = None
         self._is_over = False
         self._waiting: list[queue.SimpleQueue[None]] = []
@@ -250,6 +251,8 @@ class Run:
         if result.status == "died" or (result.status == "cancelled" and self._died):
             cause = self._died or "its last words did not come through"
             hints = "`restart()` gives the session a new one; its variables are lost"
+            if self._is_replaced:
+                cause, hints = "the session was restarted", "the new one has none of its variables"
             raise SessionDiedError(f"the interpreter on {where} died", result, cause=cause, hints=hints)
         if result.status == "interrupted":
             raise RunInterruptedError(result.error or "KeyboardInterrupt", result)
@@ -336,7 +339,7 @@ class Inbox:
         elif event.kind == "died":
             self.asks.clear()
             for mine in self.runs.values():
-                mine._died = event.text
+                mine._died, mine._is_replaced = event.text, bool(data.get("replaced"))
         if run is not None and run[0] == self.client and (target := self.runs.get(run[1])) is not None:
             if event.kind == "done":
                 del self.runs[run[1]]

@@ -207,10 +207,12 @@ class Session:
         """The interpreter is gone: say so, end its runs, and start a new one if that was asked for."""
         was_ready = bool(self.ledger.session)
         how = str(end)
-        text = "it was replaced by a new one" if self.restarts and was_ready else how
+        is_replaced = bool(self.restarts) and was_ready
+        text = "it was replaced by a new one" if is_replaced else how
         log.info("DIED %s", how)
         if self.stopping is None:
-            self.emit("died", text=text, data={"signal": end.signal, "code": end.code})
+            data = {"signal": end.signal, "code": end.code, "replaced": is_replaced}
+            self.emit("died", text=text, data=data)
         else:
             self.notice(f"the session was ended: {self.stopping}", "ended")
         for record in list(self.ledger.live):

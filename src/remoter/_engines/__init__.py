@@ -6,4 +6,13 @@ from .r import REngine
 
 ENGINES: dict[str, type[Engine]] = {"python": PythonEngine, "r": REngine}
 
-__all__ = ["ENGINES", "Engine", "Listener", "PythonEngine", "REngine", "WorkerEnd", "is_gone", "measure_memory"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Listener",
+    "PythonEngine",
+    "REngine",
+    "WorkerEnd",
+    "is_gone",
+    "measure_memory",
+]

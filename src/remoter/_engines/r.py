@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,9 @@ SWALLOWED = 1 << 63
 AGAIN = 0.02
 """Seconds after which an interrupt that nobody got is sent again."""
 
+END_AFTER = 3
+"""Interrupts after which a program that ignores them is ended."""
+
 
 class REngine(Engine):
     """An R worker."""
@@ -38,7 +43,7 @@ class REngine(Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.temporary: Path | None = None
-        self.number = 0
+        self.number = self.presses = 0
         self.variables: list[dict[str, Any]] = []
         self.listed = 0.0
 
@@ -49,7 +54,7 @@ class REngine(Engine):
 
     def run(self, number: int, submit: Submit) -> None:
         """Hand a run to the worker."""
-        self.number = number
+        self.number, self.presses = number, 0
         super().run(number, submit)
 
     def interrupt(self, number: int) -> None:
@@ -58,17 +63,35 @@ class REngine(Engine):
         While R waits for another program, in `system()`, the signal reaches only that: R is told by the number.
         In the moment before there is that program, nobody gets the signal, so it is sent again.
         """
-        is_ignored = self._ignores_interrupts()
-        is_lost = is_ignored and not self._has_children()
+        if self.number != number:  # a server that was started again has not handed it over itself
+            self.number, self.presses = number, 0
+        is_ignored, children = self._ignores_interrupts(), self._children()
         super().interrupt(number | SWALLOWED if is_ignored else number)
-        if is_lost and not self.ended and self.number == number:
-            self.loop.call_later(AGAIN, self.interrupt, number)
+        if is_ignored and children == []:
+            self.loop.call_later(AGAIN, self._interrupt_again, number)
+        elif is_ignored:
+            self.presses += 1
+            self._end_deaf(children or [])
 
-    def _has_children(self) -> bool:
+    def _interrupt_again(self, number: int) -> None:
+        if self.number == number and not self.ended:
+            self.interrupt(number)
+
+    def _end_deaf(self, children: list[int]) -> None:
+        """A program that R waits for and that ignores the third interrupt is ended, at the fourth with no more ado."""
+        if self.presses >= END_AFTER:
+            theirs = [grandchild for child in children for grandchild in self._children(child) or ()]
+            for pid in [*children, *theirs]:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGTERM if self.presses == END_AFTER else signal.SIGKILL)
+
+    def _children(self, pid: int | None = None) -> list[int] | None:
+        """The programs that R, or another, has started; None where the system does not say."""
+        pid = pid or self.pid
         try:
-            return bool(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         except OSError:
-            return True
+            return None
 
     def _ignores_interrupts(self) -> bool:
         try:

@@ -2,7 +2,7 @@
 
 From the bytes upwards: `texts` (many strings at once), `stream` (a tree of nodes), `compact` (vectors that R
 writes in a shorter form), `arrays`, `kinds`, `times`, `frames` and `columns` (what nodes are in Python, by
-library), `writer` and `reader`. Nothing of what comes is evaluated, and no library is loaded before it is needed.
+library), `formats` (other forms of what came), `writer` and `reader`. Nothing of what comes is evaluated, and no library is loaded before it is needed.
 """
 
 from .kinds import RDict, RList, RValue, RVector, plain

@@ -52,14 +52,18 @@ class RArray(numpy.ndarray):
     @property
     def dimnames(self) -> list[list[str] | None] | None:
         """For each dimension its names, or None."""
-        names = self.attributes.get("dimnames")
-        if names is None:
-            return None
-        columns = names.values() if isinstance(names, dict) else names
-        return [
-            None if column is None else [column] if isinstance(column, str) else list(column)
-            for column in columns
-        ]
+        return names_of(self.attributes.get("dimnames"))
+
+
+def names_of(dimnames: Any) -> list[list[Any] | None] | None:
+    """What R has of a matrix or array under that name, as lists."""
+    if dimnames is None:
+        return None
+    dimensions = dimnames.values() if isinstance(dimnames, dict) else dimnames
+    return [
+        None if names is None else [names] if isinstance(names, str | bytes) else list(names)
+        for names in dimensions
+    ]
 
 
 def numbers(node: Node) -> Any:
@@ -128,8 +132,9 @@ def close_array(array: Any, writer: Writer) -> Node:
     if isinstance(array, numpy.generic):
         array = numpy.asarray(array)
     if array.dtype.names is not None:
-        names = {name: writer.node(array[name].reshape(-1), f"column `{name}`") for name in array.dtype.names}
-        return close_frame(names, array.size)
+        rows = array.reshape(-1)  # a field that is an array itself is a matrix in the frame
+        columns = {name: writer.node(rows[name], f"column `{name}`") for name in array.dtype.names}
+        return close_frame(columns, array.size)
     extra = getattr(array, "attributes", None) if isinstance(array, RArray) else None
     shape = array.shape
     flat = array.reshape(-1, order="F") if array.ndim != 1 else array

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from .._arrow import calmly
 from .._values import ValuesError
 from . import times
 from .arrays import (
@@ -19,9 +20,9 @@ from .arrays import (
     texts,
 )
 from .compact import is_installed
-from .frames import NAT, Column, RFacts
+from .frames import NAT, Column, RFacts, named_as_text
 from .stream import CHARACTER, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, Node, attach, make
-from .texts import CHARS, Records
+from .texts import ASCII, CHARS, UTF8, Records
 
 if TYPE_CHECKING:
     from .writer import Writer
@@ -61,15 +62,19 @@ def _close_table(names: list[str], columns: list[Any], rows: int, writer: Writer
             else close_arrow(column, writer)
         )
         writer.places.pop()
-    return _frame_node(list(names), nodes, automatic_rows(rows), {})
+    return _frame_node(list(names), nodes, automatic_rows(rows), {}, writer)
 
 
-def _frame_node(names: list[Any], columns: list[Node], rows: Node, more: dict[str, Node]) -> Node:
+def _frame_node(
+    names: list[Any], columns: list[Node], rows: Node, more: dict[str, Node], writer: Writer
+) -> Node:
+    writer.places.append("the names of the columns")
     attributes = {
-        "names": make(CHARACTER, names),
+        "names": writer.texts(names),
         "class": make(CHARACTER, ["data.frame"]),
         "row.names": rows,
     }
+    writer.places.pop()
     return make(LIST, columns, {**attributes, **more})
 
 
@@ -104,16 +109,24 @@ def _close_frame(frame: Any, pandas: Any, writer: Writer) -> Node:
     names, nodes = [], []
     counts: dict[Any, int] = {}
     for place, label in enumerate(frame.columns):
-        is_nothing = label is None or label is pandas.NA or label != label
-        name = None if is_nothing else ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
+        name = _name_of(label, pandas)
         counts[name] = turn = counts.get(name, -1) + 1
         fact = facts.columns.get((name, turn)) if facts else None
-        writer.places.append(f"column `{name}`")
+        writer.places.append(f"column `{named_as_text(name)}`")
         nodes.append(close_column(frame.iloc[:, place].array, writer, fact))
         writer.places.pop()
         names.append(name)
     more = _fitting(facts, len(frame), names) if facts else {}
-    return _frame_node(names, nodes, rows, writer.attributes(more))
+    return _frame_node(names, nodes, rows, writer.attributes(more), writer)
+
+
+def _name_of(label: Any, pandas: Any) -> str | bytes | None:
+    """What a label of an index is among R's names."""
+    if isinstance(label, str | bytes):
+        return label
+    if isinstance(label, tuple):
+        return ".".join(map(str, label))
+    return None if label is None or label is pandas.NA or label != label else str(label)
 
 
 def _fitting(facts: RFacts, height: int, names: list[Any]) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def _close_rows(frame: Any, pandas: Any) -> tuple[Node, Any]:
         return automatic_rows(count), frame
     if index.nlevels == 1 and index.name is None and index.is_unique:
         kinds = set(map(type, index))
-        if (kinds and kinds <= {str}) or (not kinds and index.dtype == object):
+        if (kinds and kinds <= {str, bytes}) or (not kinds and index.dtype == object):
             return make(CHARACTER, list(index)), frame
         if index.dtype.kind in "iu" and (
             not count or (index.min() > NA_INTEGER and index.max() < -NA_INTEGER)
@@ -149,11 +162,7 @@ def _close_series(series: Any, pandas: Any, writer: Writer) -> Node:
     index = series.index
     if isinstance(index, pandas.RangeIndex) or index.dtype.kind in "iu":
         return node
-    if index.nlevels > 1:
-        labels: list[Any] = [".".join(map(str, label)) for label in index]
-    else:
-        labels = [None if pandas.isna(label) else str(label) for label in index]
-    return attach(node, {"names": writer.texts(labels)})
+    return attach(node, {"names": writer.texts([_name_of(label, pandas) for label in index])})
 
 
 # --- columns to R ----------------------------------------------------------------------------
@@ -193,7 +202,7 @@ def _without_nothings(array: Any) -> Any:
 def _close_extension(array: Any, writer: Writer, fact: Column | None) -> Node:
     name = type(array).__name__
     if name == "Categorical":
-        return _close_categories(array.codes, array.categories.tolist(), bool(array.ordered))
+        return _close_categories(array.codes, array.categories.tolist(), bool(array.ordered), writer)
     if name in ("IntegerArray", "BooleanArray", "FloatingArray"):
         values, missing = array._data, array._mask
         if fact is not None and fact.kind == "integer64" and values.dtype == numpy.int64:
@@ -218,14 +227,23 @@ def _close_extension(array: Any, writer: Writer, fact: Column | None) -> Node:
     raise ValuesError("kind", f"a column of `{array.dtype}` does not cross to R", cause=writer.where())
 
 
-def _close_categories(codes: Any, categories: list[Any], is_ordered: bool) -> Node:
+def _close_categories(codes: Any, categories: list[Any], is_ordered: bool, writer: Writer) -> Node:
+    levels = list(map(str, categories))
+    if len(set(levels)) < len(levels):
+        twice = next(level for place, level in enumerate(levels) if level in levels[:place])
+        raise ValuesError(
+            "kind",
+            f"a factor of R has no two levels that read the same, such as `{twice}`",
+            writer.where(),
+            ("rename the categories",),
+        )
     codes = codes.astype("<i4") + 1
     codes[codes == 0] = NA_INTEGER
     classes = ["ordered", "factor"] if is_ordered else ["factor"]
     return make(
         INTEGER,
         codes,
-        {"levels": make(CHARACTER, list(map(str, categories))), "class": make(CHARACTER, classes)},
+        {"levels": writer.texts(levels), "class": make(CHARACTER, classes)},
     )
 
 
@@ -260,7 +278,10 @@ def _restore(node: Node, array: Any, fact: Column, writer: Writer) -> Node:
     if fact.storage == INTEGER and node.type == DOUBLE:
         node = _as_integers(node)
     classes = node.attributes.get("class")
-    kind = texts(classes)[-1 if node.type == INTEGER else 0] if classes is not None else NAMES[node.type]
+    if classes is None:
+        kind = NAMES[node.type]
+    else:
+        kind = "factor" if "factor" in texts(classes) else texts(classes)[0]
     count = len(node.items) if node.type == LIST else len(array)
     fits = kind == fact.kind or (fact.kind == "integer64" and kind == "double")
     if fact.kind == "integer64" and isinstance(array, numpy.ndarray) and array.dtype == numpy.int64:
@@ -360,7 +381,7 @@ def _close_dictionary(column: Any, kind: Any, writer: Writer, pyarrow: Any) -> N
     if not is_text or None in levels or len(set(levels)) < len(levels):
         return close_arrow(column.cast(kind.value_type), writer)
     codes = column.indices.cast(pyarrow.int64()).fill_null(-1)
-    return _close_categories(codes.to_numpy(), levels, kind.ordered)
+    return _close_categories(codes.to_numpy(), levels, kind.ordered, writer)
 
 
 def _arrow_records(column: Any, writer: Writer, pyarrow: Any) -> Records:
@@ -383,7 +404,7 @@ def _arrow_records(column: Any, writer: Writer, pyarrow: Any) -> Records:
     lengths = numpy.diff(offsets)
     if lengths.max() >= 1 << 31:
         raise ValuesError("kind", "R has no texts of more than 2 GiB")
-    words = lengths << 32 | (CHARS | (64 if bool((data < 128).all()) else 8) << 12)
+    words = lengths << 32 | (CHARS | (ASCII if bool((data < 128).all()) else UTF8) << 12)
     if missing is not None:
         words[missing] = CHARS | -1 << 32
     kind = pyarrow.large_binary()
@@ -404,6 +425,8 @@ def _arrow_bytes(piece: Any) -> memoryview:
 def _close_polars(series: Any, writer: Writer) -> Node:
     polars = importlib.import_module("polars")
     kind = series.dtype
+    if kind.is_nested():
+        return writer.elements(series.to_list(), {})
     if isinstance(kind, polars.Enum | polars.Categorical):
         plain = series.cast(polars.String)
         levels = (
@@ -413,9 +436,9 @@ def _close_polars(series: Any, writer: Writer) -> Node:
         ).to_list()
         missing = series.is_null().to_numpy()
         codes = plain.cast(polars.Enum(levels)).to_physical().cast(polars.Int64).fill_null(0).to_numpy()
-        return _close_categories(numpy.where(missing, -1, codes), levels, False)
+        return _close_categories(numpy.where(missing, -1, codes), levels, False, writer)
     if is_installed("pyarrow"):
-        return close_arrow(series.to_arrow(), writer)
+        return close_arrow(calmly(series.alias("").to_arrow), writer)  # a name with NUL is the end of Rust
     missing = series.is_null().to_numpy() if series.null_count() else None
     if kind.is_integer():
         return close_integers(series.fill_null(0).to_numpy(), missing, writer)

@@ -32,6 +32,7 @@ from .stream import (
 from .texts import refuse
 
 NA_INTEGER = -(1 << 31)
+NUMBER_AS_TEXT = 120  # bytes that a number takes as a text
 
 
 @functools.cache
@@ -58,8 +59,13 @@ def texts_of(node: Node | None) -> list[Any] | None:
     return list(node.data) if isinstance(node.data, list) else node.data.tolist()
 
 
-def expand(node: Node) -> Node | None:
-    """A compact vector as an ordinary one; None: of a kind that is not known here."""
+def expand(node: Node, beside: int = 0) -> Node | None:
+    """A compact vector as an ordinary one; None: of a kind that is not known here.
+
+    Args:
+        node: the compact vector.
+        beside: bytes that each element will take besides; they have to be free too before there are any.
+    """
     for _ in range(DEPTH):
         if not is_known(node):
             return None
@@ -69,16 +75,16 @@ def expand(node: Node) -> Node | None:
         if name.startswith("wrap_"):
             made: Node | None = parts[0]
         elif name == "deferred_string":
-            inner = expand(parts[0]) if parts[0].type == COMPACT else parts[0]
+            inner = expand(parts[0], NUMBER_AS_TEXT) if parts[0].type == COMPACT else parts[0]
             made = make(CHARACTER, _as_texts(inner)) if inner is not None else None
         else:
-            made = _sequence(state, name)
+            made = _sequence(state, name, beside)
         if made is None:
             return None
         attributes = Node(node.flags | HAS_ATTRIBUTES, None, [node.parts[2]]).attributes
         if attributes or node.flags & S4_OBJECT:
             if made.type == COMPACT:
-                made = expand(made) or refuse("a compact vector is of an unknown kind")
+                made = expand(made, beside) or refuse("a compact vector is of an unknown kind")
             made = attach(made, attributes)
             made.flags |= node.flags & (S4_OBJECT | IS_OBJECT)
         if made.type != COMPACT:
@@ -87,7 +93,7 @@ def expand(node: Node) -> Node | None:
     return refuse("compact vectors are within one another too often")
 
 
-def _sequence(state: Node, name: str) -> Node:
+def _sequence(state: Node, name: str, beside: int) -> Node:
     if state.type != DOUBLE or length_of(state) != 3:
         refuse("a sequence has no ends")
     count, first, step = struct.unpack("<3d", state.data)
@@ -95,7 +101,7 @@ def _sequence(state: Node, name: str) -> Node:
         refuse("a sequence has no length")
     count = int(count)
     is_integer = name == "compact_intseq"
-    afford(count * (4 if is_integer else 8), "the value")
+    afford(count * ((4 if is_integer else 8) + beside), "the value")
     if is_integer and not (abs(first) < 1 << 31 and abs(first + step * count) <= 1 << 31):
         refuse("a sequence is of no integers")
     if is_installed("numpy"):
@@ -114,7 +120,7 @@ def _as_texts(node: Node) -> list[str | None]:
     """As `as.character` has them."""
     if node.type not in (INTEGER, DOUBLE, LOGICAL):
         refuse("texts are made of no numbers")
-    afford(length_of(node) * 120, "so many texts")
+    afford(length_of(node) * NUMBER_AS_TEXT, "so many texts")
     if node.type == DOUBLE:
         numbers = array.array("d", bytes(node.data))
         bits = array.array("I", bytes(node.data))[::2]

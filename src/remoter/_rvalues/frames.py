@@ -23,7 +23,6 @@ from .arrays import (
     texts,
 )
 from .compact import expand, is_installed
-from .kinds import RVector
 from .stream import CHARACTER, COMPACT, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, S4_OBJECT, WIDTHS, Node, make
 from .texts import Texts, refuse
 
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAT = -(1 << 63)
-MOST_COLUMNS = 1_000_000
-"""Of a matrix that becomes a frame: each takes some time, also where there are no rows."""
+MOST_DAYS = 1 << 46
+"""Beyond so many there are no moments of pandas', which counts days in seconds."""
 
 ROW_NAMES = "row.names"
 """The column that they are in where a frame has no index."""
@@ -138,7 +137,7 @@ def _open_dates(node: Node, attributes: dict[str, Node], classes: list[Any]) -> 
         return None
     doubles = _as_doubles(node)
     days, wrong = times.count_days(doubles)
-    original = doubles if wrong.any() else None
+    original = doubles if wrong.any() or (numpy.abs(days) > MOST_DAYS).any() else None
     del attributes["class"]
     return Vector("Date", days, days == NAT, None, {**attributes}, original, node.type)
 
@@ -338,7 +337,7 @@ def _to_pandas(vector: Vector, value_of: Callable[..., Any]) -> Column:
         made = pandas.Categorical.from_codes(values, dtype=dtype)
     elif kind == "Date":
         with numpy.errstate(over="ignore"):
-            seconds = numpy.where(missing | (numpy.abs(values) > 1 << 46), NAT, values * 86400)
+            seconds = numpy.where(missing | (numpy.abs(values) > MOST_DAYS), NAT, values * 86400)
         made = pandas.array(seconds.view("<M8[s]"), copy=False)
     elif kind == "POSIXct":
         made = pandas.array(values.view(f"<M8[{more[0]}]"), copy=False)
@@ -411,6 +410,14 @@ def _bitmap(missing: Any) -> Any:
 # --- to polars and pyarrow -------------------------------------------------------------------
 
 
+def named_as_text(name: str | bytes | None) -> str:
+    """A name where nothing but texts can be one, as R shows it."""
+    if name is None:
+        return "NA"
+    data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+    return data.decode("ascii" if isinstance(name, bytes) else "utf-8", "backslashreplace")
+
+
 def open_frame_as(node: Node, format: str, value_of: Callable[..., Any]) -> Any:
     """A frame of "polars" or "arrow"."""
     frame = open_parts(node)
@@ -418,9 +425,10 @@ def open_frame_as(node: Node, format: str, value_of: Callable[..., Any]) -> Any:
         raise ValuesError(
             "kind", f"this data frame has no form as `{format}`", "a column of it is a frame or a matrix"
         )
-    columns: list[tuple[str, Vector]] = list(zip(map(str, frame.names), frame.vectors, strict=True))
+    columns: list[tuple[str, Vector]] = list(zip(map(named_as_text, frame.names), frame.vectors, strict=True))
     if frame.rows is not None and isinstance(frame.rows, list):
-        columns.insert(0, (ROW_NAMES, Vector("character", frame.rows, None, None, {})))
+        rows = list(map(named_as_text, frame.rows))
+        columns.insert(0, (ROW_NAMES, Vector("character", rows, None, None, {})))
     try:
         if format == "arrow":
             pyarrow = importlib.import_module("pyarrow")
@@ -439,9 +447,11 @@ def open_frame_as(node: Node, format: str, value_of: Callable[..., Any]) -> Any:
 
 
 def _hidden(vector: Vector) -> Any:
-    """Which values are missing, where numbers have one that says so."""
+    """Which values are missing: also those that numbers have a value for, and days that need more than 32 bits."""
     if vector.kind == "double":
         return is_missing(vector.values)
+    if vector.kind == "Date":
+        return vector.missing | (numpy.abs(vector.values) > -1 - NA_INTEGER)
     return vector.missing
 
 
@@ -468,7 +478,7 @@ def _to_arrow(vector: Vector, value_of: Callable[..., Any], name: str) -> Any:
     if kind == "logical":
         return pyarrow.array(values, mask=missing)
     if kind == "Date":
-        return _flat(pyarrow.date32(), values.astype("<i4"), missing | (numpy.abs(values) > -1 - NA_INTEGER))
+        return _flat(pyarrow.date32(), values.astype("<i4"), missing)
     types = {"POSIXct": lambda: pyarrow.timestamp(*more), "difftime": lambda: pyarrow.duration(more[0])}
     numbers_types = {
         "integer": pyarrow.int32,
@@ -511,35 +521,3 @@ def _to_polars(name: str, vector: Vector, value_of: Callable[..., Any]) -> Any:
     if kind == "POSIXct":
         return made.cast(polars.Datetime(*more))
     return made.cast(polars.Duration(more[0])) if kind == "difftime" else made
-
-
-def convert(value: Any, format: str) -> Any:
-    """A value in the form that the user wants it in."""
-    from .. import _frames
-
-    shape: Any = getattr(value, "shape", ())
-    if len(shape) == 2 and shape[1] > MOST_COLUMNS:
-        raise ValuesError("kind", f"a matrix of `{shape[1]}` columns has no form as `{format}`")
-    if format == "pandas" and is_installed("pandas"):
-        value = _matrix_to_pandas(value)
-    elif not isinstance(value, numpy.ndarray) and hasattr(value, "values") and hasattr(value, "attributes"):
-        value = value.values if hasattr(value, "type") else value
-    if format == "numpy" and isinstance(value, numpy.ndarray):
-        return value
-    return _frames.convert(value, format)
-
-
-def _matrix_to_pandas(value: Any) -> Any:
-    pandas = importlib.import_module("pandas")
-    if isinstance(value, RVector):
-        value = value.values
-    if isinstance(value, numpy.ma.MaskedArray) and value.ndim == 1:
-        return pandas.Series(
-            pandas.array(value.data, dtype="boolean" if value.dtype.kind == "b" else "Int32")
-        ).mask(value.mask)
-    if isinstance(value, pandas.Categorical):
-        return pandas.Series(value)
-    names = getattr(value, "dimnames", None)
-    if names and getattr(value, "ndim", 0) == 2:
-        return pandas.DataFrame(numpy.asarray(value), index=names[0], columns=names[1])
-    return value

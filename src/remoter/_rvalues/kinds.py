@@ -11,15 +11,19 @@ from typing import Any
 from .._values import ValuesError, afford
 from .compact import NA_INTEGER, is_installed, length_of, texts_of
 from .stream import (
+    BASE,
     CALL,
     CHARACTER,
     CLOSURE,
     COMPLEX,
     DOUBLE,
+    EMPTY,
+    GLOBAL,
     HAS_ATTRIBUTES,
     INTEGER,
     LOGICAL,
     NAMES,
+    NAMESPACE,
     RAW,
     SYMBOL,
     WIDTHS,
@@ -66,12 +70,16 @@ class RValue:
 
     @property
     def text(self) -> str:
-        """What it is, in one line."""
-        text = _deparse(self.node, 4)
+        """What it is, in one line; of what is damaged, whatever can be said."""
+        try:
+            text = _deparse(self.node, 4)
+        except Exception:  # only to write it, or to open it, says what is wrong
+            text = "?"
         return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
 
     def __repr__(self) -> str:
-        return f"<RValue {self.type}: {self.text}>"
+        text = self.text
+        return f"<RValue {self.type if self._node is not None else '?'}: {text}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RValue, (self.data,)
@@ -182,6 +190,7 @@ def _plain(value: Any, depth: int) -> Any:
 def open_plain(node: Node) -> Any:
     """A vector of which there is no more to say."""
     if node.type == RAW:
+        afford(length_of(node), "the value")
         return bytes(node.data)
     if length_of(node) == 1:
         if node.type == CHARACTER:
@@ -248,19 +257,20 @@ def _deparse(node: Node, depth: int) -> str:
         return f"function({', '.join(names)})"
     if node.type in WIDTHS or node.type == CHARACTER:
         if length_of(node) == 1 and not node.flags & HAS_ATTRIBUTES:
-            value = open_plain(node)
-            if isinstance(value, str):
-                return '"' + value + '"' if value.isprintable() else "<text>"
-            return (
-                {True: "TRUE", False: "FALSE"}[value]
-                if isinstance(value, bool)
-                else f"{value:.15g}"
-                if isinstance(value, float)
-                else f"{value}"
-            )
+            return _show(open_plain(node))
         return f"<{NAMES[node.type]} of {length_of(node)}>"
     if "class" in (held := node.attributes):
         return f"<{NAMES.get(node.type, '?')} of class `{(texts_of(held['class']) or ['?'])[0]}`>"
-    return {242: "<emptyenv>", 241: "<baseenv>", 253: "<globalenv>"}.get(node.type) or (
-        f"<namespace {node.data[0]}>" if node.type == 249 and node.data else f"<{NAMES.get(node.type, '?')}>"
-    )
+    if node.type == NAMESPACE and node.data:
+        return f"<namespace {node.data[0]}>"
+    known = {EMPTY: "<emptyenv>", BASE: "<baseenv>", GLOBAL: "<globalenv>"}
+    return known.get(node.type, f"<{NAMES.get(node.type, '?')}>")
+
+
+def _show(value: Any) -> str:
+    """One element."""
+    if isinstance(value, str):
+        return f'"{value}"' if value.isprintable() else "<text>"
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    return f"{value:.15g}" if isinstance(value, float) else f"{value}"

@@ -46,7 +46,7 @@ import importlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from .._values import blaming, named
+from .._values import ValuesError, blaming, named
 from . import times
 from .compact import NA_INTEGER, expand, is_installed, length_of, texts_of
 from .kinds import DEPTH, RDict, RList, RValue, RVector, open_plain, open_values
@@ -116,7 +116,8 @@ def read(data: memoryview, format: str | None = None) -> Any:
     Args:
         data: all of the stream, in memory of one's own: numbers stay in it, and may be moved a little, so it can
             be read once.
-        format: "pandas", "polars", "arrow", "numpy", or "raw" for an RValue whatever it is.
+        format: "pandas", "polars", "arrow", "numpy", or "raw" for an RValue whatever it is. In these forms one
+            element is a vector too.
 
     Raises:
         ValuesError: it is damaged, does not fit into memory, or has no such form.
@@ -124,16 +125,40 @@ def read(data: memoryview, format: str | None = None) -> Any:
     if format == "raw":
         with blaming("corrupt", _SENSELESS):
             return RValue(data, node=parse(data).root)
+    if format is not None:
+        return _read_as(data, format)
+    with blaming("corrupt", _SENSELESS), _keeping_all():
+        return value_of(parse(data, settle=True).root)
+
+
+def _read_as(data: memoryview, format: str) -> Any:
+    """The value in a form that was asked for."""
+    if not is_installed("numpy"):
+        raise ValuesError("kind", "a `format` needs a library that is not installed here", "it is `numpy`")
+    formats, frames = _beside("formats"), _beside("frames")
+    formats.check(format)
     with blaming("corrupt", _SENSELESS), _keeping_all():
         root = parse(data, settle=True).root
-        frames = _beside("frames") if format is not None else None
-        if frames is not None and frames.is_frame(root) and format in ("polars", "arrow"):
+        if root.type == COMPACT:
+            root = expand(root) or root
+        if frames.is_frame(root) and format in ("polars", "arrow"):
             return frames.open_frame_as(root, format, value_of)
-        value = value_of(root)
-    if frames is None:
-        return value
-    with blaming("kind", f"this value of R's has no form as `{format:.40}`"):
-        return frames.convert(value, format)
+        value = _vector_of(root)
+    with blaming("kind", f"this value of R's has no form as `{format}`"):
+        return formats.convert(value, format)
+
+
+def _vector_of(node: Node) -> Any:
+    """The value of a node, a vector also where it has but one element: what a script gets is no matter of chance."""
+    if node.flags & S4_OBJECT or (node.type not in WIDTHS and node.type != CHARACTER):
+        return value_of(node)
+    if not node.flags & HAS_ATTRIBUTES:
+        return open_values(node)
+    value = _open_vector(node, node.attributes, 0, is_one=False)
+    if isinstance(value, RVector) and texts_of(node.attributes.get("class")) == ["Date"]:
+        series = _beside("frames").open_series(node, value_of) if is_installed("pandas") else None
+        return value if series is None else series  # dates rather than their numbers
+    return value
 
 
 def is_code(data: memoryview) -> bool:
@@ -155,7 +180,7 @@ def value_of(node: Node, depth: int = 0) -> Any:
         return _open_list(node, depth)
     if not node.flags & HAS_ATTRIBUTES:
         return open_plain(node)
-    return _open_vector(node, node.attributes, depth)
+    return _open_vector(node, node.attributes, depth, is_one=length_of(node) == 1)
 
 
 def _open_list(node: Node, depth: int) -> Any:
@@ -184,12 +209,12 @@ def _open_list(node: Node, depth: int) -> Any:
     return RDict(made, rest, aside)
 
 
-def _open_vector(node: Node, attributes: dict[str, Node], depth: int) -> Any:
-    """A vector with attributes."""
+def _open_vector(node: Node, attributes: dict[str, Node], depth: int, *, is_one: bool) -> Any:
+    """A vector with attributes; `is_one`: a date, moment or span comes as what Python has for one."""
     classes = texts_of(attributes.get("class"))
     value = None
     if classes:
-        value = _open_class(node, classes, attributes)
+        value = _open_class(node, classes, attributes, is_one)
     elif set(attributes) == {"names"} and is_installed("pandas"):
         value = _beside("frames").open_series(node, functools.partial(value_of, depth=depth + 1))
     if value is None and "dim" in attributes and "names" not in attributes and is_installed("numpy"):
@@ -204,10 +229,10 @@ def _open_any(node: Node, depth: int = 0) -> RVector:
     return RVector(NAMES[node.type], open_values(node), held)
 
 
-def _open_class(node: Node, classes: list[Any], attributes: dict[str, Node]) -> Any:
+def _open_class(node: Node, classes: list[Any], attributes: dict[str, Node], is_one: bool) -> Any:
     """A vector with a class; None: nothing in Python is like it."""
     is_time = classes in (["Date"], ["POSIXct", "POSIXt"], ["difftime"]) and node.type in (INTEGER, DOUBLE)
-    if is_time and length_of(node) == 1 and "names" not in attributes:
+    if is_time and is_one and "names" not in attributes:
         return _open_time(node, classes[0], attributes)
     if classes == ["Date"] and set(attributes) == {"class"} and is_installed("numpy"):
         return _open_dates(node)

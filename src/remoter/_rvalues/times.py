@@ -217,7 +217,7 @@ def uncount(counts: Any, unit: str, seconds: int = 1) -> Any:
 
 
 def _differ(some: Any, others: Any) -> Any:
-    """Where numbers are not the same to the bit; all that are missing are."""
+    """Where numbers are not the same to the bit; all that are missing are, as R sees no other bits of those."""
     from .arrays import is_missing
 
     differ = some.view("<i8") != others.view("<i8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import sys
 from typing import Any
@@ -43,8 +44,22 @@ def _r_arguments(configuration: dict[str, Any], directory: str, worker_id: str) 
 
 
 def _utf8(environment: dict[str, str]) -> dict[str, str]:
-    """What makes the character set UTF-8 where it is not: all that R prints is read as that."""
+    """What makes the character set UTF-8 where it is not: all that R prints is read as that.
+
+    A language that this machine does not have, as ssh brings it along, is none either.
+    """
     name = next((n for n in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(n)), "LC_CTYPE")
-    if environment.get(name, "").upper().replace("-", "").endswith("UTF8"):
+    wanted = environment.get(name, "")
+    if wanted.upper().replace("-", "").endswith("UTF8") and _is_installed(wanted):
         return {}
     return {"LC_ALL" if name == "LC_ALL" else "LC_CTYPE": "C.UTF-8"}
+
+
+def _is_installed(wanted: str) -> bool:
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, wanted)
+        locale.setlocale(locale.LC_CTYPE, before)
+    except locale.Error:
+        return False
+    return True
