@@ -48,6 +48,8 @@ KINDS = {
     "difference": 'as.difftime(c(1, 2), units = "hours")',
     "matrix": "matrix(1:6, 2, dimnames = list(c('r1', 'r2'), NULL))",
     "array": "array(as.numeric(1:24), c(2, 3, 4))",
+    "array with a range as its shape": "array(1:24, 2:4)",
+    "matrix with a range as its names": "structure(1:6, dim = 2:3, dimnames = list(1:2, NULL))",
     "list": 'list(1, "a", list(2L, NULL))',
     "named list": "list(a = 1, b = list(c = 'x', 2))",
     "names twice": "list(a = 1, a = 2)",

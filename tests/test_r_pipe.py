@@ -118,6 +118,64 @@ def test_a_prompt_of_the_users_own_confuses_nobody(session):
     assert session.run("getOption('continue')", quiet=True).text == '[1] "  "'
 
 
+@pytest.mark.parametrize(
+    "code", ["cat('a'); {options(prompt = 'Z> '); stop('x')}", "{options(prompt = '\\nZ> '); stop('x')}"]
+)
+def test_a_prompt_that_is_set_before_an_error_is_no_question(session, code):
+    run = session.submit(code)
+    told = [
+        (event.kind, event.text.strip()) for event in run.events() if event.kind in ("ask", "stdout", "error")
+    ]
+    assert [entry for entry in told if entry[1]] == [("stdout", "a")] * ("cat" in code) + [
+        ("error", "Error: x")
+    ]
+    assert session.run("1", quiet=True).stdout == "[1] 1\n"
+
+
+def test_a_prompt_that_is_set_in_a_browser_or_before_an_interrupt_is_no_question(session):
+    run = session.submit("f <- function() { browser(); 1 }\nf()")
+    prompts, answers = [], iter(["options(prompt = 'R> ')", "Q"])
+    for event in run.events():
+        if event.kind == "ask":
+            prompts.append(event.text)
+            run.answer(next(answers))
+    assert (prompts, run.status) == (["Browse[1]> "] * 2, "interrupted")
+    run = session.submit("{options(prompt = 'Z> '); cat('go\\n'); Sys.sleep(60)}")
+    printed(run.events(), "go\n")
+    run.interrupt()
+    assert run.wait(10).status == "interrupted"
+    assert session.run("1").text == "[1] 1"
+
+
+def test_who_asks_on_and_on_where_nobody_answers_is_interrupted(session):
+    result = session._submit(
+        "menu(c('a', 'b')); for (i in 1:9) stopifnot(readline('? ') == '')", detached=True
+    )
+    assert (result.wait(10).status, result.wait(10).text) == ("ok", "[1] 0")
+    assert session._submit("repeat readline('? ')", detached=True).wait(30).status == "interrupted"
+    assert session.run("1").text == "[1] 1"
+
+
+def test_a_line_that_goes_on_in_a_browser_is_asked_for_as_r_does(session):
+    run = session.submit("f <- function(x) { browser(); x }; f(2)")
+    prompts, answers = [], iter(["x <- 'abc", "d'", "c"])
+    for event in run.events():
+        if event.kind == "ask":
+            prompts.append(event.text)
+            run.answer(next(answers))
+    assert prompts == ["Browse[1]> ", "+ ", "Browse[1]> "]
+    assert run.wait(5).text == '[1] "abc\\nd"'
+
+
+def test_code_that_does_not_parse_is_told_in_the_language_of_r(r_shared, r_program, serve, monkeypatch):
+    monkeypatch.setenv("LANGUAGE", "de")
+    with serve(lang="r", r=r_program, **PIPE).connect() as session:
+        word = session.run("cat(gettext('Error: ', domain = 'R', trim = FALSE))", quiet=True).stdout
+        result = session.run("f(", quiet=True, check=False)
+    assert str(result.error).startswith(word)
+    assert "Error" not in str(result.error) or word == "Error: "
+
+
 def test_quitting_ends_the_run_with_its_status_and_not_the_session(session):
     result = session.run("cat('a\\n'); q(status = 3); cat('b\\n')", quiet=True, check=False)
     assert (result.status, result.stdout, str(result.error)) == ("error", "a\n", "q(status = 3)")
@@ -196,6 +254,13 @@ def test_questions_about_the_session_are_answered_also_while_it_is_busy(session)
     assert [v["name"] for v in session.variables()] == ["frame", "numbers"]
     run.interrupt()
     run.wait(10)
+
+
+def test_a_question_for_which_r_would_compute_for_ever_is_given_up(session):
+    session.run("makeActiveBinding('endless', function() repeat {}, globalenv())", quiet=True)
+    with pytest.raises(remoter.RemoterError, match="long"):
+        session.inspect("endless")
+    assert session.run("1", quiet=True).stdout == "[1] 1\n"
 
 
 def test_who_leaves_a_command_by_himself_hears_nothing_of_it(session):

@@ -237,6 +237,14 @@ def test_an_error_that_is_not_to_be_shown_is_one_all_the_same(r):
     assert (outcome.of("error")[0]["value"], outcome.of("error")[0]["printed"]) == ("hidden", True)
 
 
+def test_an_error_is_one_also_if_its_handler_fails_or_leaves(r):
+    again = r.run('options(error = quote(stop("again")))\nstop("first")\ncat("never")', mode="script")
+    assert (again.status, again.stdout) == ("error", "")
+    left = r.run('options(error = function() q("no", 1)); stop("important")', mode="script")
+    assert (left.status, left.done["exit"], left.stderr) == ("error", 1, "Error: important\n")
+    assert r.run("options(error = NULL)").status == "ok"
+
+
 def test_who_leaves_a_command_by_himself_hears_nothing_of_it(r):
     left = [
         r.run('message("hm"); invokeRestart("abort")'),

@@ -450,7 +450,8 @@ def log(target: Target, follow: bool, since: int, ended: bool, as_json: bool) ->
     archive = None if target.there else _listing.archive(target.address)
     if archive is not None:
         for event in archive.events(since):
-            click.echo(_listing.line(event, as_json))
+            if as_json or not event.printed:  # its text is in the log already
+                click.echo(_listing.line(event, as_json))
         return
     from ._errors import ConnectError, LinkLostError
 
@@ -461,7 +462,8 @@ def log(target: Target, follow: bool, since: int, ended: bool, as_json: bool) ->
     try:
         with target.connect() as session:
             for event in _listing.events(session, since, follow):
-                click.echo(_listing.line(event, as_json))
+                if as_json or not event.printed:
+                    click.echo(_listing.line(event, as_json))
     except LinkLostError as error:
         if error.id != "ended":
             raise

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from .._values import ValuesError
+from .compact import expand
 from .stream import (
     CHARACTER,
+    COMPACT,
     COMPLEX,
     DOUBLE,
     INTEGER,
@@ -68,6 +70,8 @@ def names_of(dimnames: Any) -> list[list[Any] | None] | None:
 
 def numbers(node: Node) -> Any:
     """The numbers of a node: a view where that can be, aligned and to be written to."""
+    if node.type == COMPACT:
+        node = expand(node) or refuse("it holds a vector of a kind that is not known")
     values = numpy.frombuffer(node.data, DTYPES[node.type])
     return values if values.flags.writeable and values.flags.aligned else values.copy()
 

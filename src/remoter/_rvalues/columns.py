@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .arrays import (
     texts,
 )
 from .compact import is_installed
-from .frames import NAT, Column, RFacts, named_as_text
+from .frames import NAT, Column, RFacts, show_name
 from .stream import CHARACTER, DOUBLE, INTEGER, LIST, LOGICAL, NAMES, Node, attach, make
 from .texts import ASCII, CHARS, UTF8, Records
 
@@ -112,7 +113,7 @@ def _close_frame(frame: Any, pandas: Any, writer: Writer) -> Node:
         name = _name_of(label, pandas)
         counts[name] = turn = counts.get(name, -1) + 1
         fact = facts.columns.get((name, turn)) if facts else None
-        writer.places.append(f"column `{named_as_text(name)}`")
+        writer.places.append(f"column `{show_name(name)}`")
         nodes.append(close_column(frame.iloc[:, place].array, writer, fact))
         writer.places.pop()
         names.append(name)
@@ -230,10 +231,10 @@ def _close_extension(array: Any, writer: Writer, fact: Column | None) -> Node:
 def _close_categories(codes: Any, categories: list[Any], is_ordered: bool, writer: Writer) -> Node:
     levels = list(map(str, categories))
     if len(set(levels)) < len(levels):
-        twice = next(level for place, level in enumerate(levels) if level in levels[:place])
+        ((level, _),) = collections.Counter(levels).most_common(1)
         raise ValuesError(
             "kind",
-            f"a factor of R has no two levels that read the same, such as `{twice}`",
+            f"a factor of R has no two levels that read the same, such as `{level:.80}`",
             writer.where(),
             ("rename the categories",),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 
@@ -12,7 +12,7 @@ from .. import _frames
 from .._values import ValuesError
 from .arrays import names_of
 from .compact import is_installed
-from .frames import ROW_NAMES, named_as_text
+from .frames import ROW_NAMES, show_name
 from .kinds import RValue, RVector
 
 FORMATS = ("pandas", "polars", "arrow", "numpy")
@@ -24,14 +24,19 @@ _SCALARS = (bool, int, float, complex, str, datetime.date, datetime.timedelta)
 
 
 def check(format: str) -> None:
-    """Refuse what is no format."""
+    """Refuse what is no format, and one that needs a library that is not there."""
     if format not in FORMATS:
         hints = (", ".join(f"`{name}`" for name in (*FORMATS, "raw")),)
         raise ValuesError("kind", f"there is no format `{format:.40}`", hints=hints)
+    library = "pyarrow" if format == "arrow" else format
+    if not is_installed(library):
+        raise ValuesError(
+            "kind", f"`{format}` needs a library that is not installed here", f"it is `{library}`"
+        )
 
 
 def convert(value: Any, format: str) -> Any:
-    """A value in that form; what is one element in R has to be an array here.
+    """A value in that form; what is a vector in R has to be an array here, also of one element.
 
     Raises:
         ValuesError: it has no such form, or the library is missing here.
@@ -49,12 +54,12 @@ def convert(value: Any, format: str) -> Any:
         names = getattr(value, "dimnames", None)
     if isinstance(value, numpy.ndarray):
         return value if format == "numpy" else _convert_array(value, names, format)
-    if format in ("pandas", "polars") and type(value).__name__ == "Categorical":
+    if format == "pandas" and type(value).__name__ == "Categorical":
         value = importlib.import_module("pandas").Series(value)
     return _frames.convert(value, format)
 
 
-def _refuse(what: str, format: str, cause: str | None = None, *hints: str) -> Any:
+def _refuse(what: str, format: str, cause: str | None = None, *hints: str) -> NoReturn:
     raise ValuesError("kind", f"{what} has no form as `{format}`", cause, (*hints, _HINT))
 
 
@@ -65,7 +70,8 @@ def _convert_list(value: dict[Any, Any], format: str) -> Any:
     """A list with names as a frame: a vector of one element stands in all rows, as R has it."""
     classes = getattr(value, "attributes", {}).get("class", ())
     if "data.frame" in ([classes] if isinstance(classes, str) else list(classes)):
-        _refuse("this data frame", format, "a column of it is a frame or a matrix")
+        cause = "a column of it is a frame or a matrix" if is_installed("pandas") else "that needs `pandas`"
+        _refuse("this data frame", format, cause)
     if format == "numpy":
         _refuse("a list", format)
     if not all(isinstance(name, str) for name in value):
@@ -78,7 +84,7 @@ def _convert_list(value: dict[Any, Any], format: str) -> Any:
     try:
         frame = importlib.import_module("pandas").DataFrame(columns)
     except ValueError as error:
-        return _refuse("a list", format, str(error), "its elements have to be vectors of one length")
+        _refuse("a list", format, str(error), "its elements have to be vectors of one length")
     return _frames.convert(frame, format)
 
 
@@ -94,7 +100,7 @@ def _column(value: Any, name: str, format: str) -> Any:
         return value.array
     if isinstance(value, _SCALARS) or type(value).__name__ == "Categorical":
         return value
-    return _refuse("a list", format, f"its element `{name}` is no vector")
+    _refuse("a list", format, f"its element `{name}` is no vector")
 
 
 def _convert_unnamed(value: list[Any], format: str) -> Any:
@@ -102,7 +108,7 @@ def _convert_unnamed(value: list[Any], format: str) -> Any:
     try:
         return _frames.convert(list(value), format)
     except ValuesError:
-        return _refuse("a list without names", format, None, "`unlist` in R makes a vector of one")
+        _refuse("a list without names", format, None, "`unlist` in R makes a vector of one")
 
 
 # --- vectors and matrices --------------------------------------------------------------------
@@ -156,7 +162,7 @@ def _name_frame(frame: Any, rows: list[Any] | None, columns: list[Any] | None, f
             frame.columns = columns
         return frame
     first = "column_" if format == "polars" else ""  # as these call the columns that have no names
-    frame.columns = list(map(named_as_text, columns)) if columns else [f"{first}{n}" for n in frame.columns]
+    frame.columns = list(map(show_name, columns)) if columns else [f"{first}{n}" for n in frame.columns]
     if rows is not None:
-        frame.insert(0, ROW_NAMES, list(map(named_as_text, rows)), allow_duplicates=True)
+        frame.insert(0, ROW_NAMES, list(map(show_name, rows)), allow_duplicates=True)
     return _frames.convert(frame, format)

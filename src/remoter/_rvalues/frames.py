@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 
 from .._arrow import calmly
-from .._values import ValuesError
+from .._values import ValuesError, blaming
 from . import times
 from .arrays import (
     NA_INTEGER,
@@ -410,7 +410,7 @@ def _bitmap(missing: Any) -> Any:
 # --- to polars and pyarrow -------------------------------------------------------------------
 
 
-def named_as_text(name: str | bytes | None) -> str:
+def show_name(name: str | bytes | None) -> str:
     """A name where nothing but texts can be one, as R shows it."""
     if name is None:
         return "NA"
@@ -425,25 +425,28 @@ def open_frame_as(node: Node, format: str, value_of: Callable[..., Any]) -> Any:
         raise ValuesError(
             "kind", f"this data frame has no form as `{format}`", "a column of it is a frame or a matrix"
         )
-    columns: list[tuple[str, Vector]] = list(zip(map(named_as_text, frame.names), frame.vectors, strict=True))
+    columns: list[tuple[str, Vector]] = list(zip(map(show_name, frame.names), frame.vectors, strict=True))
     if frame.rows is not None and isinstance(frame.rows, list):
-        rows = list(map(named_as_text, frame.rows))
+        rows = list(map(show_name, frame.rows))
         columns.insert(0, (ROW_NAMES, Vector("character", rows, None, None, {})))
-    try:
+    with blaming("kind", f"this data frame has no form as `{format}`"):
         if format == "arrow":
             pyarrow = importlib.import_module("pyarrow")
             arrays = [_to_arrow(vector, value_of, name) for name, vector in columns]
             return pyarrow.Table.from_arrays(arrays, names=[name for name, _ in columns])
         polars = importlib.import_module("polars")
         return polars.DataFrame([calmly(_to_polars, name, vector, value_of) for name, vector in columns])
-    except ImportError as error:
-        raise ValuesError(
-            "kind", f"`{format}` needs a library that is not installed here", str(error)
-        ) from None
-    except ValuesError:
-        raise
-    except Exception as error:  # each library has errors of its own
-        raise ValuesError("kind", f"this data frame has no form as `{format}`", str(error)) from None
+
+
+def open_vector_as(node: Node, format: str, value_of: Callable[..., Any]) -> Any:
+    """A vector of "polars" or "arrow", like a column of that kind; None: no column is like it."""
+    vector = open_vector(node) if node.type != LIST else None
+    if vector is None or vector.kind == "complex":
+        return None
+    with blaming("kind", f"this vector has no form as `{format}`"):
+        if format == "arrow":
+            return _to_arrow(vector, value_of, "")
+        return calmly(_to_polars, "", vector, value_of)
 
 
 def _hidden(vector: Vector) -> Any:

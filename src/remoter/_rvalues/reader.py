@@ -141,8 +141,12 @@ def _read_as(data: memoryview, format: str) -> Any:
         root = parse(data, settle=True).root
         if root.type == COMPACT:
             root = expand(root) or root
-        if frames.is_frame(root) and format in ("polars", "arrow"):
-            return frames.open_frame_as(root, format, value_of)
+        if format in ("polars", "arrow"):
+            if frames.is_frame(root):
+                return frames.open_frame_as(root, format, value_of)
+            column = frames.open_vector_as(root, format, value_of)
+            if column is not None:
+                return column
         value = _vector_of(root)
     with blaming("kind", f"this value of R's has no form as `{format}`"):
         return formats.convert(value, format)

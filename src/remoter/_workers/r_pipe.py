@@ -11,7 +11,8 @@ it then waits for `go`, so that we know where in its output the value begins.
 
 What R prints at its console is not marked. A prompt is known by a secret in it, and by R waiting
 for a line, which the system tells where it can (`/proc`); an unfinished line at which R waits
-is a question for the client. Where the system does not tell, the R side
+is a question for the client, unless R's stack is as deep as at its top level: then the user's code
+has set a prompt and left by an error. Where the system does not tell, the R side
 says that it is about to read a line. Text on stderr is held for a moment: if R is back at its prompt
 by then, it is the error that ended the expression.
 
@@ -49,11 +50,20 @@ PROMPT_TIME = 0.005  # seconds after which a prompt is one, where nothing tells 
 FIRST_TIME = 0.15  # the same while nothing is known of R's prompt
 KNOWN_PATIENCE = 0.3  # seconds that a question waits for R, before what was last known is the answer
 MOST_QUESTIONS = 50  # that a profile may ask
+MOST_REFUSALS = 300  # questions of one expression that find no answer, until it is interrupted
+MOST_INTERRUPTS = 25  # that it may mind as little, until R is ended
 ENDING = 5.0  # seconds that R has to end
 WAITS_IN_SELECT = {23, 270, 72, 142}  # select and pselect6 of x86 and ARM
 WAITS_IN_READ = {0, 63, 3}
 IGNORED_INTERRUPT = 1 << (signal.SIGINT - 1)
 REDRAWN = re.compile(rb"\r(?: *\r|\x1b\[K)")
+
+
+TELL_MENU_PROMPT = """local({
+  exactly <- if ("trim" %in% names(formals(gettext))) list(trim = FALSE)
+  prompt <- do.call(gettext, c(list("Selection: ", domain = "utils"), exactly))
+  .remoter$tell_worker(.remoter$object(kind = .remoter$quoted("menu"), prompt = .remoter$quoted(prompt)))
+})"""
 
 
 class Ended(Exception):
@@ -112,6 +122,8 @@ class Program:
         )
         self.messages = b""
         self.typed = 0.0
+        self.depth = None  # where its stack ended when it was last seen to wait
+        self.top = None  # the same at its top level
 
     def type(self, line):
         self.typed = clock()
@@ -152,8 +164,16 @@ class Program:
         if not words or not words[0].isdigit():
             return False
         number, arguments = int(words[0]), [int(word, 16) for word in words[1:7]]
+        self.depth = words[7] if len(words) > 7 else None
         without_end = number in WAITS_IN_SELECT and arguments[0] > 0 and not arguments[4]
         return without_end or (number in WAITS_IN_READ and not arguments[0])
+
+    def waits_at_top(self):
+        """Whether R waits at its top level, whatever its prompt is; False also if the system does not tell."""
+        return bool(self.waits()) and self.is_at_top()
+
+    def is_at_top(self):
+        return self.top is not None and self.depth == self.top
 
     def ignores_interrupts(self):
         try:
@@ -199,6 +219,7 @@ class Console:
         self.changed = 0.0
         self.written = b""  # the end of what went to stderr
         self.captured = None
+        self.again = None  # what R writes when it is to show its prompt again
         self.passed = 0  # bytes that went to the server
         self.is_reading = False  # the R side has said that it will ask for a line
         self.has_started = False  # until then any unfinished line may be a prompt
@@ -211,6 +232,9 @@ class Console:
         if not data:
             return
         self.changed = clock()
+        if self.again is not None:
+            self.again += data
+            return
         self.tail = self.echo.sub(b"", self.tail + data)
         if self.expected is not None and self.expected in self.tail:
             before, _, after = self.tail.partition(self.expected)
@@ -248,6 +272,13 @@ class Console:
         if self.tail:
             self.put_out(self.tail)
             self.tail = b""
+
+    def take_prompt_of_user(self):
+        """R is there, too, with a prompt that it has shown again: `again` ends with it."""
+        prompt, self.again = self.again.rpartition(b"\n")[2], None
+        prompt = REDRAWN.sub(b"", prompt)
+        if prompt and self.tail.endswith(prompt):
+            self.tail = self.tail[: -len(prompt)]
 
     def take_question(self):
         """R waits for a line elsewhere: what it has written of a line is its prompt."""
@@ -374,11 +405,24 @@ class Side(r_worker.Side):
             if data is None:
                 later.append((connection, query))
             elif connection is self.connection:
-                try:
-                    connection.socket.sendall(encode({"type": "reply", "id": query["id"], "data": data}))
-                except OSError:
-                    self.lose()
+                self.reply(query, data=data)
         self.questions = later
+
+    def answer_all(self):
+        while self.questions:
+            connection, query = self.questions.popleft()
+            if connection is not self.connection:  # who asked is gone
+                continue
+            try:
+                self.reply(query, data=self.answer(query))
+            except (RuntimeError, ValueError) as problem:
+                self.reply(query, error=clean("%s: %s" % (type(problem).__name__, problem)))
+
+    def reply(self, query, **reply):
+        try:
+            self.connection.socket.sendall(encode({"type": "reply", "id": query["id"], **reply}))
+        except OSError:
+            self.lose()
 
     def from_memory(self, query):
         what, cursor = query["what"], query.get("cursor", 0)
@@ -415,11 +459,13 @@ class Worker:
         self.asks = 0
         self.stopping = None
         self.answer = None  # of the R side, to the turn that is under way
+        self.turn_until = None  # when it must have come
         self.is_value = False
         self.is_evaluating = False
         self.strike_at = None  # when R, which has missed an interrupt, gets it once more
         self.was_interrupted = False  # in the expression that was evaluated last
         self.signalled = 0.0
+        self.menu_prompt = "Selection: "  # in R's language
         self.refusals = 0  # questions in a row to which there was no answer
         self.has_given_up = False  # of a browser that there was none for
         self.status, self.exit = "ok", None
@@ -450,6 +496,8 @@ class Worker:
                     for name, value in self.program.hidden.items()
                 ),
             ),
+            TELL_MENU_PROMPT,
+            ".remoter$last_value()",
         ]
         self.program.write("boot", "\n".join(lines) + "\n")
         line = ("eval(parse(%s))" % literal(os.path.join(self.folder, "boot"))).encode()
@@ -469,6 +517,8 @@ class Worker:
         self.version, self.tempdir = self.answer["version"], self.answer["tempdir"]
         console.error_words = tuple(word.encode() for word in self.answer["errors"])
         console.has_started = True
+        if self.program.waits() and console.at_prompt():
+            self.program.top = self.program.depth
         console.take_prompt()
         console.flush()
         self.is_up = True
@@ -610,6 +660,8 @@ class Worker:
                 self.read_what_waits()
                 self.console.capture()
                 self.program.proceed()
+        elif message["kind"] == "menu":
+            self.menu_prompt = message["prompt"]
         elif message["kind"] == "drawing":
             self.is_drawing = True
         elif message["kind"] == "plots":  # before a question; R waits
@@ -661,13 +713,14 @@ class Worker:
             waits = self.waits_quickly()
             is_read = not waiting_bytes(program.stdout) and not waiting_bytes(program.stderr)
             if waits and is_read and console.skipping != 2:
-                return console.at_prompt()
+                return console.at_prompt() or program.is_at_top()
             quiet = clock() - max(console.changed, program.typed)
             if console.at_prompt() and quiet > (PROMPT_TIME if waits is None else 10 * HOLD):
                 return True
             if waits is None and console.may_be_question() and quiet > patience:
                 return False
             self.look(0.05)
+            self.end_long_turn()
             console.release()
 
     def waits_quickly(self):
@@ -691,13 +744,40 @@ class Worker:
                 self.send_line("")
             self.look(0)
             self.swallow_newline()
-            self.console.take_prompt()
+            self.leave_prompt()
             if self.answer is not None:
                 return self.answer
         raise RuntimeError("R did not answer")
 
-    def ask_r(self, name, *arguments):
-        return self.turn("%s(%s)" % (name, ", ".join(map(literal, arguments))))
+    def leave_prompt(self):
+        """R is at its top level: what stands before its prompt is output. An empty line shows a prompt of the user's again."""
+        console = self.console
+        if self.program.is_at_top() and not console.at_prompt():
+            console.again = b""
+            self.program.type(b"")
+            self.wait_for_line()
+            self.look(0)
+            console.take_prompt_of_user()
+        console.take_prompt()
+
+    def ask_r(self, name, *arguments, limit=None):
+        """Raises RuntimeError, also when R has not answered within `limit` seconds."""
+        call = "%s(%s)" % (name, ", ".join(map(literal, arguments)))
+        if limit is None:
+            return self.turn(call)
+        self.turn_until = clock() + limit
+        answer = self.turn("allowInterrupts(%s)" % call)
+        if answer.get("interrupted") and self.turn_until is None:
+            raise RuntimeError("it takes too long")
+        self.turn_until = None
+        return answer
+
+    def end_long_turn(self):
+        """Nobody waits any longer for what R is being asked."""
+        if self.turn_until is not None and clock() > self.turn_until:
+            self.turn_until = None
+            self.signalled = clock()
+            self.program.interrupt()
 
     def send_line(self, text):
         """Type an answer; R's console takes some characters for commands unless they are quoted."""
@@ -771,8 +851,9 @@ class Worker:
     def refuse(self, judged):
         """The code is not whole, or not R: nothing of it runs."""
         message = judged.get("message") or judged.get("error") or "the code could not be read"
-        value = re.sub(r"^Error:? ", "", message)
-        self.error(message if value != message else "Error: " + message, "Error", value)
+        word = self.console.error_words[0].decode()  # "Error: " in R's language
+        value = message[len(word) :] if message.startswith(word) else message
+        self.error(word + value, "Error", value)
 
     def evaluate(self):
         """Have R evaluate and print the expression that is ready. Gives what is left on stderr."""
@@ -790,7 +871,7 @@ class Worker:
             number = self.run["number"]
             self.interrupts.numbers -= {number, number | r_worker.SWALLOWED}
         held, console.held = console.held, b""
-        console.take_prompt()
+        self.leave_prompt()
         return held
 
     def conclude(self, held, before, after):
@@ -821,9 +902,12 @@ class Worker:
 
     def has_message(self, held, message, before):
         """Whether R jumped for an error: it wrote the message, or keeps one that it had not before."""
-        if message and (message in held or message.decode() != before["message"]):
+        if message and message in held:
             return True
-        return not self.was_interrupted and clock() - self.signalled > 5.0 and held != b"\n"
+        if self.was_interrupted:  # an error that was caught before leaves its message too
+            return False
+        is_new = bool(message) and message.decode() != before["message"]
+        return is_new or (clock() - self.signalled > 5.0 and held != b"\n")
 
     def report(self, held, message, after):
         """The error frame; gives what stood on stderr before the message."""
@@ -883,21 +967,30 @@ class Worker:
             if is_browser and self.is_drawing:
                 self.show_plots_in_browser()
             text = self.ask_client(question)
-        if self.console.at_prompt():  # it was interrupted and asks no more
+        if self.console.at_prompt() or self.program.waits_at_top():  # it was interrupted and asks no more
             return
         if self.stopping:
             self.program.interrupt()
         if text is not None:
             self.refusals = 0
             self.send_line(text)
-        elif self.refusals < 3:
-            self.has_given_up = self.has_given_up or is_browser
-            self.send_line("Q" if is_browser else ("", "0", "Q")[self.refusals])
-            self.refusals += 1
         else:
-            self.refusals = 0
+            self.has_given_up = self.has_given_up or is_browser
+            self.decline("Q" if is_browser else "0" if question == self.menu_prompt else "")
+
+    def decline(self, line):
+        """Nobody answers: that line says so. Who asks on for ever is interrupted; if R minds that no more, it is ended."""
+        self.refusals += 1
+        if self.refusals > MOST_REFUSALS + MOST_INTERRUPTS:
+            self.program.process.kill()
+            while True:  # until the end of R is seen
+                self.look(0.25)
+        if self.refusals > MOST_REFUSALS:
             self.program.interrupt()
             self.look(0.2)
+            if self.console.at_prompt() or self.program.waits_at_top():
+                return
+        self.send_line(line)
 
     def show_plots_in_browser(self):
         """Elsewhere R shows them itself before it asks; a browser has no place for that, but takes our line."""
@@ -917,7 +1010,9 @@ class Worker:
         self.say({"type": "ask", "ask": self.asks, "prompt": clean(prompt), "hidden": False})
         while self.asks not in self.answers:
             self.look(0.25)
-            if self.stopping or self.console.at_prompt() or self.is_interrupted():
+            if self.stopping or self.is_interrupted():
+                return None
+            if self.console.at_prompt() or self.program.waits_at_top():
                 return None
         return self.answers.pop(self.asks)
 

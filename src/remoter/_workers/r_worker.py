@@ -49,7 +49,8 @@ import python_worker
 from python_worker import Connection, Control, Streams, Waker, clean, clock, encode, high, stopwatch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NAME = b".remoter_expression"  # what R's console reads instead of an expression
+# What R's console reads instead of an expression: a name that no code of the user's has.
+NAME = b".remoter_" + os.urandom(6).hex().encode()
 POLL_TIME = 0.005  # seconds between two looks at the sockets while R runs
 PUMP_TIME = 50  # milliseconds between two turns of R's event loop, where something needs that
 PUMP = ".Internal(Sys.sleep(0.002))"
@@ -57,6 +58,8 @@ LONGEST_RESULT = 65536  # bytes of a value's text in a `result` frame; all of it
 LONGEST_HELD = 65536
 SWALLOWED = 1 << 63  # in an interrupt's number: another program got the signal in R's place
 MOST_HELD_FRAMES = 64
+LONGEST_ANSWER = 2.0  # seconds; what the user has bound to a name may compute for ever
+BRIEF = {"check"}  # questions whose answer must not be lost to an interrupt
 MOST_PAGES = 64  # as many devices as R can have open
 LINE_BUFFERED = 1  # C's _IOLBF; 1 on Linux and macOS
 ACTIVITY = 71  # the number of our input handlers; R's own and other packages' differ
@@ -408,7 +411,11 @@ class Half:
 
     def answer(self, name, *arguments):
         """The JSON answer of a function in `r_side.R`. Raises RuntimeError."""
-        text = self.library.text(self.library.call(self.functions["answer"], name, *arguments))
+        if name in BRIEF:  # an interrupt waits
+            answer = self("answer", name, *arguments)
+        else:
+            answer = self.library.call(self.functions["answer"], name, *arguments)
+        text = self.library.text(answer)
         if text is None:
             raise RuntimeError("R did not answer")
         return json.loads(text or "{}")
@@ -706,6 +713,10 @@ class Side:
             try:
                 reply["data"] = self.answer(query)
             except Exception as problem:
+                if self.worker.library.pending.value and not query.get("again"):
+                    query["again"] = True  # the run was interrupted, not the question
+                    self.questions.appendleft((connection, query))
+                    return
                 reply["error"] = clean("%s: %s" % (type(problem).__name__, problem))
             try:
                 connection.socket.sendall(encode(reply))
@@ -722,7 +733,8 @@ class Side:
         arguments = [query.get(key) for key in keys]
         if "cursor" in keys and arguments[-1] is None:
             arguments[-1] = len(arguments[0] or "")
-        return as_answer(query, self.worker.ask_r(name, *arguments))
+        limit = LONGEST_ANSWER if what in ("complete", "inspect", "variables") else None
+        return as_answer(query, self.worker.ask_r(name, *arguments, limit=limit))
 
 
 OBJECTS = {"pack", "bind", "find", "remove", "drop"}
@@ -821,7 +833,8 @@ class Worker:
         self.typed = b""
         self.stopping = None
         self.has_given_up = False  # a browser of this run was left because nobody answers
-        self.pumping = self.inside = False
+        self.pumping = self.inside = self.is_late = False
+        self.answer_until = None  # when R must have answered what it is being asked
         self.pump_after = self.next_poll = 0.0
         self.terminal = 0, False
         self.environment = {}
@@ -1061,6 +1074,9 @@ class Worker:
             if console.held:
                 console.release()
             now = clock()
+            if self.answer_until is not None and now > self.answer_until:
+                self.is_late = True
+                self.library.pending.value = 1
             if now < self.next_poll:
                 return
             if not self.inside and self.half is not None and os.getpid() == self.pid:
@@ -1136,19 +1152,32 @@ class Worker:
             is_open = on and connection is not None and connection.fileno() >= 0
             entry.contents.descriptor = connection.fileno() if is_open else self.waker.fileno()
 
-    def ask_r(self, name, *arguments):
-        """The answer of a function in `r_side.R`; nothing is printed, and no interrupt is lost."""
+    def ask_r(self, name, *arguments, limit=None):
+        """The answer of a function in `r_side.R`; nothing is printed, and no interrupt is lost.
+        Raises RuntimeError: there is none, or not within `limit` seconds."""
         library = self.library
+        self.is_late, self.answer_until = False, clock() + limit if limit else None
         pending, library.pending.value = library.pending.value, 0
         quiet = self.console.swallow(True)
         try:
             answer = self.half.answer(name, *arguments)
+            if self.is_late and answer.get("interrupted"):
+                raise RuntimeError("it takes too long")
             pending = pending or answer.get("interrupted")
             return answer
+        except RuntimeError:  # an interrupt may have come where R had nothing of ours to catch it
+            pending = pending or self.is_interrupted()
+            raise
         finally:
+            self.answer_until = None
             self.console.swallow(quiet)
-            if pending:
-                library.pending.value = 1
+            library.pending.value = 1 if pending else library.pending.value and not self.is_late
+
+    def is_interrupted(self):
+        """Whether the server has interrupted the run that is going on."""
+        self.interrupts.read()
+        number = self.run["number"] if self.run else None
+        return number is not None and bool(self.interrupts.numbers & {number, number | SWALLOWED})
 
     # One run
 
@@ -1219,8 +1248,12 @@ class Worker:
         """R has come back to its top level."""
         console = self.console
         pending, self.library.pending.value = self.library.pending.value, 0
+        has_value = console.slot is None or console.slot.value != console.unforced
         text = console.end_expression()
         failure = console.take_failure()
+        if failure is None and not has_value:  # a handler of the user's has failed, too
+            kind = "interrupt" if pending or self.is_interrupted() else "error"
+            failure = Failure(kind, console.flushed_error or b"", console.flushed_error is not None)
         self.half.forget()
         if failure is not None:
             self.fail(failure)
@@ -1243,12 +1276,16 @@ class Worker:
         """A jump has ended the expression: by an error, an interrupt, or on purpose."""
         self.exit = self.take_exit()
         if self.exit is not None:
+            if failure.text and not failure.printed and not failure.reported:
+                self.console.put_error(failure.text)  # `options(error = function() q())`
             if self.exit:
                 self.error("q(status = %d)" % self.exit, "quit", str(self.exit))
             if self.run.get("mode") != "script":
                 self.notice("the session goes on; `q()` at the prompt leaves it", "exit")
-        elif failure.kind == "interrupt" or (failure.kind == "unknown" and not self.was_error(failure)):
-            self.interrupted(is_wish=failure.kind == "unknown" and not self.has_given_up)
+        elif failure.kind == "interrupt" or (failure.kind == "unknown" and self.is_interrupted()):
+            self.interrupted()
+        elif failure.kind == "unknown" and not self.was_error(failure):
+            self.interrupted(is_wish=not self.has_given_up)
         else:
             self.status = "error"
             self.report(failure)
@@ -1358,14 +1395,17 @@ class Worker:
 
     def show_plots(self, at_question=False):
         """What was drawn and is not shown yet; at a question too, since who answers wants to see it."""
-        is_drawing = self.library.devices is None or self.library.devices() > 1  # the first is R's null device
+        is_drawing = (
+            self.library.devices is None or self.library.devices() > 1
+        )  # the first is R's null device
         if not (is_drawing or self.library.number(self.half("has_pages"))):
             return
         self.shown = stopwatch()
         try:
             plots = self.ask_r("plots", at_question).get("plots") or []
         except Exception as problem:
-            self.notice("the plots could not be taken: %s" % problem, "plot")
+            if not self.library.pending.value:  # else the run is interrupted: they come later
+                self.notice("the plots could not be taken: %s" % problem, "plot")
             return
         self.pictures.show(plots)
 
