@@ -255,7 +255,8 @@ class Run:
                 cause, hints = "the session was restarted", "the new one has none of its variables"
             raise SessionDiedError(f"the interpreter on {where} died", result, cause=cause, hints=hints)
         if result.status == "interrupted":
-            raise RunInterruptedError(result.error or "KeyboardInterrupt", result)
+            by_itself = "the code broke off by itself" if result.error == "" else "KeyboardInterrupt"
+            raise RunInterruptedError(result.error or by_itself, result)
         if result.status == "cancelled":
             raise RunInterruptedError("cancelled before it had started", result)
         if result.status == "error":

@@ -65,6 +65,18 @@ TELL_MENU_PROMPT = """local({
   .remoter$tell_worker(.remoter$object(kind = .remoter$quoted("menu"), prompt = .remoter$quoted(prompt)))
 })"""
 
+# What the R side answers to `%s`, with what there is to know of an error; that call makes the next expression ready.
+WITH_ERROR = """local({
+  calls <- tryCatch(vapply(.traceback(), function(lines) {
+    at <- attr(lines, "srcref")
+    text <- paste(lines, collapse = "\\n")
+    if (is.null(at)) text else paste0(text, " at ", basename(attr(at, "srcfile")$filename), "#", at[1L])
+  }, ""), error = function(problem) character())
+  is_handled <- truth(!is.null(getOption("error")))
+  answer <- %s
+  paste0(substring(answer, 1L, nchar(answer) - 1L), ",\\"handled\\":", is_handled, ",\\"calls\\":", listed(quoted(calls)), "}")
+})"""
+
 
 class Ended(Exception):
     """R is gone."""
@@ -832,8 +844,10 @@ class Worker:
             if timed:
                 self.echo_source(begun["texts"][place - 1])
             held = self.evaluate()
-            ended = self.ask_r("step", place + 1) if place < count else self.ask_r("finish")
+            call = "step(%dL)" % (place + 1) if place < count else "finish()"
+            ended = self.turn(WITH_ERROR % call if held or not self.is_value else call)
             after = ended["state"]
+            after.update(traceback=ended.get("calls", []), handled=ended.get("handled", False))
             went_well = self.conclude(held, before, after)
             if timed:
                 self.tell_time(before["time"], after["time"])
@@ -860,6 +874,7 @@ class Worker:
         console = self.console
         self.is_value, self.is_evaluating, self.refusals, self.has_given_up = False, True, 0, False
         console.is_reading = False
+        console.written = b""
         self.strike_at = None
         self.program.type(console.lines["value"])
         while not self.wait_for_line():
@@ -882,6 +897,9 @@ class Worker:
         has_failed = after["jumped"] or not self.is_value or self.exit is not None
         message = (after["message"] or "").encode()
         is_error = after["jumped"] and self.exit is None and self.has_message(held, message, before)
+        if has_failed and not after["jumped"] and self.exit is None:  # `options(error =)` has left by itself
+            is_error = after["handled"] and not self.was_interrupted and self.is_written(message)
+            after["traceback"] = []
         if is_error:
             held = self.report(held, message, after)
         # The traceback changes when R is interrupted, and not when the code leaves by itself.
@@ -909,10 +927,13 @@ class Worker:
         is_new = bool(message) and message.decode() != before["message"]
         return is_new or (clock() - self.signalled > 5.0 and held != b"\n")
 
+    def is_written(self, message):
+        return bool(message) and message in self.console.written
+
     def report(self, held, message, after):
         """The error frame; gives what stood on stderr before the message."""
         self.status = "error"
-        is_printed = message not in held and message in self.console.written
+        is_printed = message not in held  # or is not to be shown
         start = held.rfind(message) if message in held else len(held)
         text = (held[start:] or message or b"Error").decode("utf-8", "replace").rstrip("\n")
         shown = message.decode("utf-8", "replace").rstrip("\n") or text
