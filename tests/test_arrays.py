@@ -276,7 +276,7 @@ importing = threading.Thread(target=__import__, args=["numpy"])
 importing.start()
 begun.wait(10)
 found = []
-finding = threading.Thread(target=lambda: found.append(values._find_numpy()))
+finding = threading.Thread(target=lambda: found.append(values.find_numpy()))
 finding.start()
 finding.join(0.2)
 print("waits" if not found else found)

@@ -80,8 +80,9 @@ complete("odd column", "frame$my")
 complete("odd", "dimn")
 complete("operator", "1 %i")
 
-makeActiveBinding("active", function() stop("computed"), globalenv())
-delayedAssign("lazy", stop("forced"))
+read <- 0
+makeActiveBinding("active", function() read <<- read + 1, globalenv())
+delayedAssign("lazy", read <<- read + 1)
 delayedAssign("lazy.number", 5)
 delayedAssign("lazy.frame", data.frame(a = 1:3))
 delayedAssign("lazy.code", quote(a + b))
@@ -97,12 +98,15 @@ instance <- structure(list(x = 1), class = "mine")
 length.mine <- print.mine <- str.mine <- format.mine <- function(x, ...) stop("a method was called")
 nothing <- NULL
 environment <- new.env()
+makeActiveBinding("busy", function() repeat {}, environment)
 missing <- quote(expr = )
 .hidden <- 1
 tell("variables", .remoter$variables())
 ten <- as.numeric(1:10)
 for (i in 1:10000) assign(paste0("many", i), i)
-tell("many", sprintf("%d", length(gregexpr("\"name\"", .remoter$variables())[[1]])))
+tell("many", .remoter$variables())
+assign("longest_look", 0, envir = .remoter)
+tell("late", .remoter$variables())
 rm(list = ls(pattern = "^many"))
 
 inspect <- function(label, code, cursor = nchar(code)) tell(paste("inspect", label), .remoter$inspect(code, cursor))
@@ -111,8 +115,20 @@ inspect("call", "mean(x, ")
 inspect("column", "frame$alpha")
 inspect("own function", "my.function")
 inspect("nothing", "no.such.thing")
+inspect("active", "active")
+inspect("promise", "lazy$a")
+inspect("in an environment", "environment$busy")
+inspect("data", "mtcars$cyl")
+complete("active", "active$a")
+complete("promise", "lazy@a")
+complete("part of an environment", "environment$busy$a")
+complete("index", "frame[[active]]$al")
+complete("argument of what is active", "active(fra")
+complete("data", "mtcars$cy")
+complete("argument again", "my.function(fir")
 inspect("question", "?mean")
 
+tell("read", sprintf("%d", read))
 tell("find own", .remoter$find("frame"))
 tell("find data", .remoter$find("mtcars"))
 tell("find function", .remoter$find("mean"))
@@ -240,7 +256,15 @@ def test_variables_are_told_without_computing_or_calling_anything(asked):
     assert rows["latin"]["text"] == '"é"'
     assert rows["nothing"]["shape"] == [0]
     assert all(len(row["text"]) <= 80 for row in rows.values())
-    assert asked["many"] > 10_000
+
+
+def test_very_many_variables_are_told_in_part_and_the_rest_is_counted(asked):
+    for label, least, most in (("many", 250, 5000), ("late", 250, 250)):
+        names = [row["name"] for row in asked[label]["variables"]]
+        assert least <= len(names) <= most
+        assert names == sorted(names)
+        assert len(names) + asked[label]["more"] > 10_000
+    assert asked["variables"]["more"] == 0
 
 
 def test_inspecting_tells_what_a_person_asks_for(asked):
@@ -251,6 +275,19 @@ def test_inspecting_tells_what_a_person_asks_for(asked):
     assert asked["inspect column"]["text"] == "Class: integer\n int [1:3] 1 2 3"
     assert asked["inspect own function"]["text"] == "my.function(first.argument, second = 2)"
     assert asked["inspect nothing"] == {"found": False, "text": ""}
+
+
+def test_nothing_of_the_users_is_computed_to_complete_or_to_inspect(asked):
+    assert asked["inspect active"]["text"] == "Class: active binding, computed when it is read"
+    assert asked["inspect promise"]["text"] == "Class: promise, computed when it is first read"
+    assert asked["inspect in an environment"]["text"] == asked["inspect active"]["text"]
+    assert "num [1:32]" in asked["inspect data"]["text"]
+    for label in ("active", "promise", "part of an environment", "index"):
+        assert asked[f"complete {label}"]["matches"] == []
+    assert asked["complete argument of what is active"]["matches"] == ["frame"]
+    assert asked["complete data"]["matches"] == ["mtcars$cyl"]
+    assert asked["complete argument again"]["matches"] == ["first.argument="]
+    assert asked["read"] == 0
 
 
 def test_objects_are_found_packed_and_bound(asked):
@@ -445,6 +482,9 @@ f <- tempfile()
 writeLines("a", f)
 file.show(f, title = "A title", header = "head")
 tell("quit's arguments", .remoter$quoted(names(formals(quit))[2]))
+tell("quit's text", .remoter$quoted(paste(capture.output(q), collapse = "\n")))
+View(data.frame(number = 1:50))
+View(letters[1:3], "a title")
 .Internal(quit("no", 0L, FALSE))
 """
 
@@ -464,3 +504,8 @@ def test_what_needs_a_terminal_or_a_screen_has_a_stand_in(r_program, tmp_path):
     assert "\nhead\n\na\n\n" in ended.stdout
     assert "A title" not in ended.stdout
     assert answers["quit's arguments"] == "status"
+    signature, _, body = answers["quit's text"].partition(") ")
+    assert signature == 'function (save = "default", status = 0, runLast = TRUE'
+    assert body.startswith("\nend_command(save, status, runLast)\n<environment: ")
+    assert "\n20     20\n(20 of 50 rows)\n" in ended.stdout
+    assert '[1] "a" "b" "c"\n' in ended.stdout

@@ -197,6 +197,26 @@ def test_long_lines_and_long_expressions_are_read_whole(r):
     assert r.run("sum(c(" + ",\n".join(map(str, range(5000))) + "))").text == "[1] 12497500"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        'detach("Autoloads")',
+        "rm(list = ls(.AutoloadEnv, all = TRUE), envir = .AutoloadEnv); invisible(gc())",
+        "assign('.remoter', 5, globalenv())",
+    ],
+)
+def test_no_tidying_up_makes_a_session_useless(r, code):
+    for _ in range(2):
+        assert r.run(code + "\ngc()[0]\nmine <- 6").texts[-1:] == ["numeric(0)"]
+        assert r.run("mine").text == "[1] 6"
+        assert "mine" in [row["name"] for row in r.ask_side("variables")["variables"]]
+        assert r.run("stop('oh')").error == "Error: oh"
+        assert r.run("7", keep="t1").status == "ok"
+        assert r.run("q()", mode="script").done["exit"] == 0
+        assert len(r.run("plot(1); invisible(dev.off())").of("display")) == 1
+        assert r.run("rm(list = ls(all = TRUE))").status == "ok"
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 
@@ -243,6 +263,34 @@ def test_an_error_is_one_also_if_its_handler_fails_or_leaves(r):
     left = r.run('options(error = function() q("no", 1)); stop("important")', mode="script")
     assert (left.status, left.done["exit"], left.stderr) == ("error", 1, "Error: important\n")
     assert r.run("options(error = NULL)").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ('reg.finalizer(new.env(), function(e) stop("at the end"))\ninvisible(gc())', "at the end"),
+        ('invisible(addTaskCallback(function(...) stop("called back")))\nNULL -> x', "called back"),
+        ('reg.finalizer(e <- new.env(), function(e) stop("as it prints")); print.last <- function(x, ...) {'
+         'rm(e, envir = globalenv()); gc(); cat("shown\\n")}\nstructure(1, class = "last")', "as it prints"),
+    ],
+)  # fmt: skip
+def test_what_fails_beside_the_code_does_not_end_it(r, code, words):
+    outcome = r.run(code + '\ncat("went on\\n")\n7', mode="script")
+    assert (outcome.status, outcome.texts[-1], outcome.of("error")) == ("ok", "[1] 7", [])
+    assert outcome.stdout.endswith("went on\n[1] 7\n")
+    assert words in outcome.stderr
+    assert r.run("stop('a real one')").error == "Error: a real one"
+
+
+def test_what_does_not_parse_is_said_in_the_users_language(r):
+    assert r.run('Sys.setenv(LANGUAGE = "de"); invisible(gettext("Error: ", domain = "R"))').status == "ok"
+    prefix = r.run('cat(gettext("Error: ", domain = "R", trim = FALSE))').stdout
+    errors = [r.run(code) for code in ("x y", "f(")]
+    assert r.run('Sys.unsetenv("LANGUAGE")').status == "ok"
+    for outcome in errors:
+        [error] = outcome.of("error")
+        assert (error["text"], error["name"]) == (prefix + error["value"], "Error")
+        assert "rror: " not in error["value"]
 
 
 def test_who_leaves_a_command_by_himself_hears_nothing_of_it(r):

@@ -233,6 +233,9 @@ class Console:
         self.captured = None
         self.again = None  # what R writes when it is to show its prompt again
         self.passed = 0  # bytes that went to the server
+        self.is_browsing = False  # the last question was a browser's
+        self.has_left_browser = False  # by `Q`
+        self.is_blind = False  # nothing tells whether R waits
         self.is_reading = False  # the R side has said that it will ask for a line
         self.has_started = False  # until then any unfinished line may be a prompt
 
@@ -296,6 +299,7 @@ class Console:
         """R waits for a line elsewhere: what it has written of a line is its prompt."""
         self.flush_held()
         question, self.tail = self.tail, b""
+        self.is_browsing = question.startswith(b"Browse[") or (self.is_browsing and question == b"+ ")
         return question.decode("utf-8", "replace")
 
     def release(self):
@@ -312,13 +316,19 @@ class Console:
         return any(line.startswith(self.error_words) for line in lines) or not self.held.strip(b"\n")
 
     def may_be_prompt_or_question(self):
-        return self.may_be_prompt() or self.may_be_question()
+        return self.may_be_prompt() or self.may_be_question() or self.may_be_top()
+
+    def may_be_top(self):
+        """Whether this may be a prompt that the user's code has set, as far as it can be seen from here."""
+        is_back = self.has_left_browser or (bool(self.held) and self.seems_error())
+        return self.is_blind and is_back and bool(self.tail)
 
     def may_be_question(self):
         """Whether R will wait for a line after this one, as far as it can be seen from here."""
         has_crashed = b"Possible actions:" in (self.written + self.held)[-400:]
         is_first = bool(self.tail) and not self.has_started
-        is_marked = self.is_reading or self.tail.startswith(b"Browse[") or has_crashed or is_first
+        is_browser = self.tail.startswith(b"Browse[") or (self.is_browsing and self.tail == b"+ ")
+        is_marked = self.is_reading or is_browser or has_crashed or is_first
         return is_marked and not self.skipping and not self.at_prompt()
 
     def may_be_prompt(self):
@@ -475,6 +485,8 @@ class Worker:
         self.is_value = False
         self.is_evaluating = False
         self.strike_at = None  # when R, which has missed an interrupt, gets it once more
+        self.is_trying = False  # a line is typed that R takes at its top level
+        self.was_deaf = False  # R had a program run in its place a moment ago, which gets the interrupts
         self.was_interrupted = False  # in the expression that was evaluated last
         self.signalled = 0.0
         self.menu_prompt = "Selection: "  # in R's language
@@ -531,6 +543,7 @@ class Worker:
         console.has_started = True
         if self.program.waits() and console.at_prompt():
             self.program.top = self.program.depth
+        console.is_blind = self.program.waits() is None
         console.take_prompt()
         console.flush()
         self.is_up = True
@@ -699,9 +712,9 @@ class Worker:
             return
         now = clock()
         if self.strike_at is None:
-            is_missed = now - self.program.typed < 0.1 or self.program.ignores_interrupts()
+            is_missed = now - self.program.typed < 0.1 or self.was_deaf or self.program.ignores_interrupts()
             self.strike_at = now + 0.1 if is_missed else float("inf")
-        elif now > self.strike_at and not self.program.ignores_interrupts():
+        elif now > self.strike_at and not (self.console.at_prompt() or self.program.ignores_interrupts()):
             self.strike_at = float("inf")
             self.program.interrupt()
 
@@ -731,9 +744,31 @@ class Worker:
                 return True
             if waits is None and console.may_be_question() and quiet > patience:
                 return False
+            self.was_deaf = self.is_evaluating and program.ignores_interrupts()
+            if waits is None and self.is_evaluating:
+                self.try_top()
             self.look(0.05)
             self.end_long_turn()
             console.release()
+
+    def try_top(self):
+        """Nothing tells whether R waits, and an unfinished line stands after what seems an error, or `Q` in a browser: it may be a prompt
+        that the user's code has set. Then R takes our line now, and otherwise as soon as it is back."""
+        console = self.console
+        if self.is_trying or not console.may_be_top() or console.at_prompt() or console.may_be_question():
+            return
+        if clock() - console.changed > HOLD_ERROR / 2:
+            self.is_trying, self.answer = True, None
+            self.program.request("'{}'")
+            self.program.type(console.lines["turn"])
+
+    def end_trying(self):
+        deadline = clock() + ENDING
+        while self.is_trying and self.answer is None and clock() < deadline:
+            self.look(0.05)
+        if self.is_trying:
+            self.is_trying = False
+            self.wait_for_line()
 
     def waits_quickly(self):
         """As `waits`. R has written its prompt some microseconds before it waits."""
@@ -873,12 +908,13 @@ class Worker:
         """Have R evaluate and print the expression that is ready. Gives what is left on stderr."""
         console = self.console
         self.is_value, self.is_evaluating, self.refusals, self.has_given_up = False, True, 0, False
-        console.is_reading = False
+        console.is_reading = console.is_browsing = console.has_left_browser = False
         console.written = b""
         self.strike_at = None
         self.program.type(console.lines["value"])
         while not self.wait_for_line():
             self.pass_on_question()
+        self.end_trying()
         self.look(0)
         self.is_evaluating = False
         self.was_interrupted = self.is_interrupted()
@@ -905,7 +941,7 @@ class Worker:
         # The traceback changes when R is interrupted, and not when the code leaves by itself.
         is_wish = has_failed and not (after["jumped"] or self.was_interrupted or self.has_given_up)
         if has_failed and held.endswith(b"\n") and self.exit is None and not (is_error or is_wish):
-            held = held[:-1]  # R ends a line there when it is interrupted
+            held = held[:-1] if held.strip(b"\n") else b""  # R ends a line there whenever it is interrupted
         console.held = held
         console.flush()
         if self.exit is not None:
@@ -994,9 +1030,11 @@ class Worker:
             self.program.interrupt()
         if text is not None:
             self.refusals = 0
+            self.console.has_left_browser = is_browser and text.strip() == "Q"
             self.send_line(text)
         else:
             self.has_given_up = self.has_given_up or is_browser
+            self.console.has_left_browser = is_browser
             self.decline("Q" if is_browser else "0" if question == self.menu_prompt else "")
 
     def decline(self, line):

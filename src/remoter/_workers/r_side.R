@@ -122,7 +122,10 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       in_quotes(place[4L], message, !parses(lines[seq_len(line - 1L)]))
     }
     if (is_open) {
-      return(object(status = quoted("incomplete"), message = quoted(message), line = numbered(line)))
+      return(object(
+        status = quoted("incomplete"), message = quoted(message),
+        prefix = quoted(translated("Error: ")), line = numbered(line)
+      ))
     }
     invalid(message, line)
   }
@@ -148,10 +151,10 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   }
 
   invalid <- function(message, line) {
+    prefix <- translated("Error: ")
     object(
-      status = quoted("invalid"),
-      message = quoted(paste0(translated("Error: "), message)),
-      line = numbered(line)
+      status = quoted("invalid"), message = quoted(paste0(prefix, message)),
+      prefix = quoted(prefix), line = numbered(line)
     )
   }
 
@@ -225,6 +228,15 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     utils:::.guessTokenFromLine()
     token <- asked[["token"]]
     in_quotes <- utils:::isInsideQuotes()
+    if (!in_quotes && is_unread(peek(owner_in(token)))) {
+      return(list(token = token, matches = character(), types = character()))
+    }
+    called <- utils:::inFunction()
+    if (length(called) && is_unread(peek(parsed(called[1L])))) { # whose arguments nobody can know
+      with_arguments <- asked$settings[["args"]]
+      on.exit(utils::rc.settings(args = with_arguments))
+      utils::rc.settings(args = FALSE)
+    }
     utils:::.completeToken()
     matches <- as.character(utils:::.retrieveCompletions())
     suffix <- utils:::rc.getOption("funarg.suffix")
@@ -233,6 +245,19 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     matches <- matches[!is.na(matches) & nzchar(matches)]
     if (!in_quotes) matches <- marked(matches)
     list(token = token, matches = matches, types = kinds_of(matches, in_quotes))
+  }
+
+  # What stands before the last `$` or `@`, which R's completer would compute.
+  owner_in <- function(token) {
+    if (grepl("[$@]", token)) parsed(sub("[$@][^$@]*$", "", sub("^[?]+", "", token)))
+  }
+
+  # That text as one expression, or NULL.
+  parsed <- function(text) {
+    attempting({
+      code <- parse(text = text, keep.source = FALSE, encoding = "UTF-8")
+      if (length(code) == 1L) code[[1L]]
+    })
   }
 
   # What is no name by itself stands between backticks, and last. `names<-` and its like are offered
@@ -275,7 +300,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     if (is.environment(data) && exists(name, envir = data, inherits = FALSE)) {
       return(FALSE)
     }
-    if (startsWith(environmentName(place), "package:") || identical(place, baseenv())) {
+    if (is_of_package(place)) {
       return(exists(name, envir = place, mode = "function", inherits = FALSE))
     }
     is.function(read_binding(name, place))
@@ -305,7 +330,7 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # What the name at the cursor is, for a person to read.
   inspect <- function(code, cursor = nchar(code)) answering({
     name <- name_at(code, cursor)
-    text <- if (nzchar(name)) tell(name, find_value(name)) else ""
+    text <- if (nzchar(name)) tell(name, peek(parsed(name))) else ""
     object(found = truth(nzchar(text)), text = quoted(text))
   })
 
@@ -326,43 +351,65 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     as.character(c(utils:::inFunction(line, nchar(line)), ""))[1L]
   }
 
-  # The value of `a`, `pkg::a`, `a$b`, `a@b`, or `unknown`; functions of the user are not called.
-  find_value <- function(name) {
-    parts <- regmatches(name, gregexpr(paste0(name_pattern, "|:::?|\\$|@"), name, perl = TRUE))[[1L]]
-    parts <- gsub("`", "", parts, fixed = TRUE)
-    if (length(parts) > 1L && startsWith(parts[2L], "::")) {
-      value <- get0(parts[3L], envir = asNamespace(parts[1L]))
-      if (is.null(value)) value <- getExportedValue(parts[1L], parts[3L])
-      parts <- parts[-(1:3)]
-    } else {
-      place <- place_of(parts[1L])
-      if (is.null(place)) {
-        return(unknown)
-      }
-      value <- get(parts[1L], envir = place)
-      parts <- parts[-1L]
+  # The value of `a`, `pkg::a`, `a$b`, `a@b`, or a mark: `unknown`, `computed` or `unforced`. No function of
+  # the user is called, no active binding computed and no promise forced but those in which packages have their data.
+  peek <- function(code) {
+    if (is.symbol(code)) {
+      return(peek_at(as.character(code), place_of(as.character(code))))
     }
-    while (length(parts) > 1L) {
-      value <- if (parts[1L] == "@") {
-        attr(value, parts[2L], exact = TRUE)
-      } else if (is.environment(value)) {
-        get0(parts[2L], envir = value, inherits = FALSE)
-      } else if (is.list(value)) {
-        unclass(value)[[parts[2L]]]
-      }
-      if (is.null(value)) {
-        return(unknown)
-      }
-      parts <- parts[-(1:2)]
+    if (!is.call(code)) {
+      return(unknown)
     }
-    value
+    operator <- if (is.symbol(code[[1L]])) as.character(code[[1L]]) else ""
+    if (operator %in% c("::", ":::")) {
+      package <- as.character(code[[2L]])
+      value <- get0(as.character(code[[3L]]), envir = asNamespace(package))
+      return(if (is.null(value)) getExportedValue(package, as.character(code[[3L]])) else value)
+    }
+    if (operator %in% c("$", "@")) {
+      owner <- peek(code[[2L]])
+      return(if (is_mark(owner)) owner else part_of(owner, as.character(code[[3L]]), operator == "@"))
+    }
+    for (name in all.vars(code)) {
+      if (is_unread(peek(as.name(name)))) {
+        return(computed)
+      }
+    }
+    unknown
   }
+
+  peek_at <- function(name, place) {
+    if (is.null(place)) {
+      unknown
+    } else if (is_of_package(place) && !bindingIsActive(name, place)) {
+      get(name, envir = place)
+    } else {
+      read_binding(name, place)
+    }
+  }
+
+  part_of <- function(owner, name, is_slot) {
+    value <- if (is_slot) {
+      attr(owner, name, exact = TRUE)
+    } else if (is.environment(owner)) {
+      if (exists(name, envir = owner, inherits = FALSE)) read_binding(name, owner)
+    } else if (is.list(owner)) {
+      unclass(owner)[[name]]
+    }
+    if (is.null(value)) unknown else value
+  }
+
+  is_of_package <- function(place) startsWith(environmentName(place), "package:") || identical(place, baseenv())
+
+  is_unread <- function(value) identical(value, computed) || identical(value, unforced)
+
+  is_mark <- function(value) is_unread(value) || identical(value, unknown)
 
   unknown <- new.env(parent = emptyenv())
 
   tell <- function(name, value) {
-    if (identical(value, unknown)) {
-      return("")
+    if (is_mark(value)) {
+      return(if (is_unread(value)) paste0("Class: ", row_about(value)[1L], ", ", row_about(value)[4L]) else "")
     }
     if (is.function(value)) {
       return(paste(c(signature_of(name, value), help_on(name)), collapse = "\n"))
@@ -409,9 +456,25 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
 
   # --- variables --------------------------------------------------------------------------------
 
-  # The user's variables. Promises are not forced and active bindings not computed.
+  most_variables <- 5000L
+  longest_look <- 0.3 # seconds for all of them
+
+  # The user's variables; `more`: how many there are beyond those. Promises are not forced and active
+  # bindings not computed.
   variables <- function() answering({
-    names <- ls(globalenv(), sorted = TRUE)
+    until <- proc.time()[[3L]] + longest_look
+    names <- ls(globalenv(), sorted = FALSE)
+    count <- length(names)
+    # All in the order of the user's language, as `ls()`; very many in that of the alphabet, which is quick.
+    names <- if (count > most_variables) sort(names, method = "radix")[seq_len(most_variables)] else sort(names)
+    rows <- character()
+    while (length(rows) < length(names) && (!length(rows) || proc.time()[[3L]] < until)) {
+      rows <- c(rows, rows_of(names[seq(length(rows) + 1L, min(length(rows) + 250L, length(names)))]))
+    }
+    object(variables = listed(rows), more = numbered(count - length(rows)))
+  })
+
+  rows_of <- function(names) {
     active <- vapply(names, bindingIsActive, NA, env = globalenv(), USE.NAMES = FALSE)
     passive <- names[!active]
     copies <- new.env(hash = TRUE, parent = emptyenv())
@@ -425,12 +488,11 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       }
     })
     column <- function(place) vapply(rows, `[[`, "", place)
-    listed_rows <- paste0(
+    paste0(
       "{\"name\":", quoted(names), ",\"type\":", quoted(column(1L)), ",\"shape\":", column(2L),
       ",\"size\":", numbered(column(3L)), ",\"text\":", quoted(one_line(column(4L))), "}"
     )
-    object(variables = listed(listed_rows[seq_along(names)]))
-  })
+  }
 
   # Class, shape (as JSON), bytes, and a line about the value; all as text.
   row_of <- function(name, copies) {
@@ -444,6 +506,9 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   row_about <- function(value) {
     if (identical(value, unforced)) {
       return(c("promise", "null", NA, "computed when it is first read"))
+    }
+    if (identical(value, computed)) {
+      return(c("active binding", "null", NA, "computed when it is read"))
     }
     size <- size_of(value)
     shape <- if (is.function(value)) "null" else listed(sprintf("%.0f", as.double(extent_of(value))))
@@ -961,6 +1026,13 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
     invokeRestart("abort")
   }
 
+  # What stands in the place of `quit`; who prints that reads one plain call.
+  plain_quit <- local(
+    function(save = "default", status = 0, runLast = TRUE) end_command(save, status, runLast),
+    list2env(list(end_command = leave), parent = baseenv())
+  )
+  attr(plain_quit, "srcref") <- NULL
+
   # An interrupt that came while a line was read is acted upon at once.
   ask_line <- function(prompt = "") {
     before_reading()
@@ -1036,6 +1108,17 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   refuse_history <- function(...) {
     stop("no history is kept here; Up and Ctrl-R at the prompt search what was typed", call. = FALSE)
   }
+
+  # In place of a window with a table.
+  show_table <- function(x, title) {
+    extent <- dim(x)
+    count <- if (is.null(extent)) length(x) else extent[1L]
+    print(utils::head(x, rows_shown))
+    if (count > rows_shown) cat("(", rows_shown, " of ", count, if (!is.null(extent)) " rows", ")\n", sep = "")
+    invisible()
+  }
+
+  rows_shown <- 20L
 
   # That function, to be called as the other.
   with_formals <- function(changed, original) {
@@ -1240,14 +1323,14 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
       quit = base::quit, readline = base::readline, scan = base::scan,
       menu = utils::menu, dev.off = grDevices::dev.off
     )
-    replace("quit", "base", leave)
-    replace("q", "base", leave)
+    for (name in c("quit", "q")) replace(name, "base", plain_quit)
     replace("readline", "base", ask_line)
     replace("scan", "base", checking(originals$scan))
     replace("menu", "utils", checking(originals$menu))
     for (name in c("history", "savehistory", "loadhistory")) {
       replace(name, "utils", with_formals(refuse_history, getExportedValue("utils", name)))
     }
+    replace("View", "utils", show_table)
     replace(
       "dev.off", "grDevices",
       beginning(originals$dev.off, as.call(list(function(device) before_close(device), quote(which))))

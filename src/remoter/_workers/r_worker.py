@@ -67,7 +67,8 @@ ACTIVITY = 71  # the number of our input handlers; R's own and other packages' d
 R_HALF = """local(envir = new.env(parent = baseenv()), {
     parsed <- NULL
     place <- .AutoloadEnv
-    side <- function() get(".remoter", envir = place)
+    half <- NULL
+    side <- function() half
     list(
         parse = function(code, filename, with_sources, transfer) tryCatch({
             lines <- strsplit(code, "\\n", fixed = TRUE)[[1L]]
@@ -79,8 +80,16 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
                 vapply(attr(parsed, "srcref"), function(s) paste(as.character(s), collapse = "\\n"), "")
             else length(parsed)
         }, error = function(e) list(conditionMessage(e))),
-        bind = function(name, number)
-            eval(call("delayedAssign", name, parsed[[number]], globalenv(), place)),
+        loaded = function() half <<- get(".remoter", envir = place, inherits = FALSE),
+        bind = function(name, number) {
+            if (!"Autoloads" %in% search()) {
+                attach(NULL, pos = length(search()), name = "Autoloads")
+                place <<- as.environment("Autoloads")
+            }
+            if (!exists(".remoter", envir = place, inherits = FALSE)) assign(".remoter", half, envir = place)
+            eval(call("delayedAssign", name, parsed[[number]], globalenv(), place))
+            place
+        },
         forget = function() parsed <<- NULL,
         answer = function(name, ...) side()[[name]](...),
         traceback = function() vapply(.traceback(), function(lines) {
@@ -91,7 +100,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
         }, ""),
         width = function(columns) options(width = max(10L, min(columns, 10000L))),
         sinks = function() sink.number(),
-        has_pages = function() length(get0(".remoter", envir = place)$rendered) > 0L,
+        has_pages = function() length(half$rendered) > 0L,
         version = function() paste(R.version$major, R.version$minor, sep = "."),
         tempdir = function() tempdir(),
         depth = function() sys.nframe() - 1L,
@@ -159,6 +168,7 @@ POINTER_FUNCTIONS = {
     "Rf_ScalarLogical": 1,
     "Rf_lcons": 2,
     "Rf_cons": 2,
+    "SETCAR": 2,
     "Rf_protect": 1,
     "R_tryEval": 3,
     "R_tryEvalSilent": 3,
@@ -176,6 +186,7 @@ VARIABLES = [
     *("ptr_R_FlushConsole", "R_PolledEvents", "R_InputHandlers", "R_interrupts_pending"),
 ]
 LOGICAL, INTEGER, STRING, LIST, UTF8 = 10, 13, 16, 19, 1
+CONTEXT_KIND, TOP_LEVEL = 8, 0
 SYMBOL_VALUE, PROMISE_VALUE = 40, 32  # where these stand in memory; `check_layout` looks whether they do
 
 
@@ -321,6 +332,16 @@ class Library:
         texts = self.strings(value)
         return texts[0] if texts else None
 
+    def is_jump_to(self, top):
+        """Whether a jump to the top level, made now, goes to that one: C code can put others around what
+        it calls, as R does for finalizers. R's contexts are a list: each begins with the next, and its kind."""
+        if self.context is None:
+            return True
+        context = self.context.value
+        while context and ctypes.c_int.from_address(context + CONTEXT_KIND).value != TOP_LEVEL:
+            context = ctypes.c_void_p.from_address(context).value
+        return context is None or context == top
+
     def watched(self):
         """The file descriptors that R's packages want to be watched."""
         found = []
@@ -346,7 +367,10 @@ class Half:
         self.functions = {name: library.VECTOR_ELT(functions, place) for place, name in enumerate(names)}
         self.symbol = library.Rf_install(NAME)
         self.traceback_symbol = library.Rf_install(b".Traceback")
-        self.place = library.Rf_protect(library.evaluate(library.parse(".AutoloadEnv")))
+        # Holds the promise, whatever the user's code does to its name.
+        nothing = library.variables["R_NilValue"].value
+        self.hold = library.Rf_cons(nothing, nothing)
+        library.R_PreserveObject(self.hold)
         self.find = library.Rf_findVarInFrame
         self.slot = None
         self.unforced = library.variables["R_UnboundValue"].value
@@ -358,12 +382,12 @@ class Half:
         path = os.path.join(HERE, "r_side.R").replace("\\", "\\\\").replace('"', '\\"')
         text = 'tryCatch(sys.source("%s", envir = new.env(parent = baseenv()), keep.source = FALSE), error = function(e) conditionMessage(e))'
         self.library.evaluate(self.library.parse(text % path))
+        self("loaded")
 
     def check_layout(self):
         """Whether a promise in memory is what we think it is: one is made, looked at, forced, looked at again."""
         self("parse", "1", "", False, None)
-        self("bind", NAME.decode(), 1)
-        self.look()
+        self.look(self("bind", NAME.decode(), 1))
         before = self.slot.value
         self.library.evaluate(self.symbol)
         after = self.slot.value
@@ -384,17 +408,19 @@ class Half:
         finally:
             suspended.value = before
 
-    def look(self):
-        promise = self.find(self.place, self.symbol)
+    def look(self, place):
+        promise = self.find(place, self.symbol)
         self.promise = promise
+        self.library.SETCAR(self.hold, promise)
         self.slot = ctypes.c_void_p.from_address(promise + PROMISE_VALUE)
 
     def prepare(self, number):
         """Make the next expression of the parsed code the one that the console reads."""
-        if self("bind", NAME.decode(), number) is None:
+        place = self("bind", NAME.decode(), number)
+        if place is None:
             raise RuntimeError("R could not take the expression")
         if self.is_known:
-            self.look()
+            self.look(place)
         return self.slot
 
     def forget(self):
@@ -579,6 +605,9 @@ class Console:
             if self.quiet or self.worker.run is None or self.worker.pumping or os.getpid() != self.pid:
                 return
             self.flush()
+            if not self.worker.library.is_jump_to(self.worker.top):
+                self.survive()
+                return
             held, self.held = self.held, []
             if held and held[0] == b"\n":
                 self.failure = Failure("interrupt", b"", False)
@@ -591,6 +620,13 @@ class Console:
             self.is_plain = False
         except BaseException as problem:
             self.worker.astray(problem)
+
+    def survive(self):
+        """What failed was a finalizer, a task callback or the like: R says so, and the expression goes on."""
+        if self.held and self.held[0] == b"\n" and self.worker.is_interrupted():
+            self.held.clear()
+            self.library.pending.value = 1  # who interrupted the run meant more than that
+        self.release()
 
     def settle_browser(self):
         """R asks in the middle of an expression: an error before this was one of a browser's command."""
@@ -1220,14 +1256,16 @@ class Worker:
 
     def refuse(self, code, parsed):
         """The code does not parse: nothing of it runs."""
-        text = ""
+        answer = {}
         try:
-            text = self.ask_r("check", code, file_of(self.run)).get("message")
+            answer = self.ask_r("check", code, file_of(self.run))
         except Exception:
             pass
-        text = text or self.library.text(self.library.element(parsed, 0)) or "the code could not be read"
-        value = re.sub(r"^Error:? ", "", text)
-        self.error(text if text != value else "Error: " + text, "Error", value)
+        text = answer.get("message") or self.library.text(self.library.element(parsed, 0))
+        text = text or "the code could not be read"
+        prefix = answer.get("prefix") or "Error: "  # R's, in the user's language
+        value = text[len(prefix) :] if text.startswith(prefix) else text
+        self.error(prefix + value, "Error", value)
 
     def feed(self):
         self.place += 1
