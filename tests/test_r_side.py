@@ -127,6 +127,7 @@ complete("argument of what is active", "active(fra")
 complete("data", "mtcars$cy")
 complete("argument again", "my.function(fir")
 inspect("question", "?mean")
+inspect("word", "?break")
 
 tell("read", sprintf("%d", read))
 tell("find own", .remoter$find("frame"))
@@ -272,6 +273,7 @@ def test_inspecting_tells_what_a_person_asks_for(asked):
     assert "Fitting Linear Models" in asked["inspect function"]["text"]
     assert "Arithmetic Mean" in asked["inspect call"]["text"]
     assert "Arithmetic Mean" in asked["inspect question"]["text"]
+    assert "Control Flow" in asked["inspect word"]["text"]
     assert asked["inspect column"]["text"] == "Class: integer\n int [1:3] 1 2 3"
     assert asked["inspect own function"]["text"] == "my.function(first.argument, second = 2)"
     assert asked["inspect nothing"] == {"found": False, "text": ""}

@@ -282,13 +282,11 @@ def test_what_fails_beside_the_code_does_not_end_it(r, code, words):
     assert r.run("stop('a real one')").error == "Error: a real one"
 
 
-def test_what_does_not_parse_is_said_in_the_users_language(r):
-    assert r.run('Sys.setenv(LANGUAGE = "de"); invisible(gettext("Error: ", domain = "R"))').status == "ok"
-    prefix = r.run('cat(gettext("Error: ", domain = "R", trim = FALSE))').stdout
-    errors = [r.run(code) for code in ("x y", "f(")]
-    assert r.run('Sys.unsetenv("LANGUAGE")').status == "ok"
-    for outcome in errors:
-        [error] = outcome.of("error")
+def test_what_does_not_parse_is_said_in_the_users_language(own):
+    own.spawn(LANGUAGE="de")
+    prefix = own.run('cat(gettext("Error: ", domain = "R", trim = FALSE))').stdout
+    for code in ("x y", "f("):
+        [error] = own.run(code).of("error")
         assert (error["text"], error["name"]) == (prefix + error["value"], "Error")
         assert "rror: " not in error["value"]
 

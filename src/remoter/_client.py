@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -278,9 +279,12 @@ class Session:
         """The session's own variables: `.name`, `.type`, `.shape`, `.size`, `.text` of each.
 
         While R is inside one long call it cannot be asked: then each has an `.age`, the seconds since it was
-        last seen so.
+        last seen so. Of very many in R the first are listed, and a warning says how many there are besides.
         """
-        return [Info(variable) for variable in self._query("variables").get("variables", [])]
+        answer = self._query("variables")
+        if more := answer.get("more"):
+            warnings.warn(f"{more} more variables are not listed", stacklevel=2)
+        return [Info(variable) for variable in answer.get("variables", [])]
 
     @property
     def info(self) -> Info:

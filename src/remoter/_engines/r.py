@@ -44,7 +44,7 @@ class REngine(Engine):
         super().__init__(*arguments, **options)
         self.temporary: Path | None = None
         self.number = self.presses = 0
-        self.variables: list[dict[str, Any]] = []
+        self.variables: dict[str, Any] = {}
         self.listed = 0.0
 
     def _first(self, connection: Any, frame: dict[str, Any], buffers: dict[str, bytes]) -> None:
@@ -113,7 +113,7 @@ class REngine(Engine):
         def answer(frame: dict[str, Any]) -> None:
             nonlocal late
             if what == "variables" and "variables" in frame.get("data", {}):
-                self.variables, self.listed = frame["data"]["variables"], time.monotonic()
+                self.variables, self.listed = frame["data"], time.monotonic()
             if late is not None:
                 late.cancel()
                 late = None
@@ -131,7 +131,8 @@ class REngine(Engine):
         """What can be said without R."""
         if what == "variables" and self.listed:
             age = time.monotonic() - self.listed
-            return {"data": {"variables": [{**variable, "age": age} for variable in self.variables]}}
+            listed = [{**variable, "age": age} for variable in self.variables["variables"]]
+            return {"data": {**self.variables, "variables": listed}}
         if what == "complete":
             return {"data": {"matches": [], "types": [], "start": 0, "end": 0}}
         if what == "is_complete":

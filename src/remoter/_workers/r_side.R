@@ -330,9 +330,12 @@ local(envir = if (exists(".remoter", envir = .AutoloadEnv, inherits = FALSE)) {
   # What the name at the cursor is, for a person to read.
   inspect <- function(code, cursor = nchar(code)) answering({
     name <- name_at(code, cursor)
-    text <- if (nzchar(name)) tell(name, peek(parsed(name))) else ""
+    text <- if (nzchar(name)) tell(name, peek(code_of(name))) else ""
     object(found = truth(nzchar(text)), text = quoted(text))
   })
+
+  # A word of R's own, like `if`, is a name here.
+  code_of <- function(name) if (grepl("[$@:]", name)) parsed(name) else as.name(gsub("`", "", name, fixed = TRUE))
 
   # The name that is meant: the whole, the one at the cursor, or the function being called.
   name_at <- function(code, cursor) {

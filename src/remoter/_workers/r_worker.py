@@ -86,7 +86,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
                 attach(NULL, pos = length(search()), name = "Autoloads")
                 place <<- as.environment("Autoloads")
             }
-            if (!exists(".remoter", envir = place, inherits = FALSE)) assign(".remoter", half, envir = place)
+            if (!is.null(half)) assign(".remoter", half, envir = place)
             eval(call("delayedAssign", name, parsed[[number]], globalenv(), place))
             place
         },
