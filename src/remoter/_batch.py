@@ -167,7 +167,9 @@ def read_script(path: str | os.PathLike[str] | None) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         cause = f"line {line} is not {encoding.removesuffix('-sig').upper()}"
-        raise RemoterError(f"cannot read `{name}`", cause=cause, hints="save it as UTF-8", id="file") from None
+        raise RemoterError(
+            f"cannot read `{name}`", cause=cause, hints="save it as UTF-8", id="file"
+        ) from None
     except SyntaxError as error:
         raise RemoterError(f"cannot read `{name}`", cause=str(error), id="file") from None
     if len(content) > LONGEST_CODE:

@@ -544,7 +544,9 @@ class Prompt:
                     self.ended = event.text
             case "died":
                 if data.get("replaced"):
-                    self.say("the session was restarted: its interpreter is a new one, the variables are lost")
+                    self.say(
+                        "the session was restarted: its interpreter is a new one, the variables are lost"
+                    )
                 else:
                     self.say(f"the interpreter died: {event.text or 'no word from it'}")
                     self._say_restart()

@@ -398,7 +398,9 @@ class Server:
         cause = f"{error}: {words[-2000:]}" if words else error
         if self.configuration.get("lang") == "r":
             r = self.configuration.get("r") or "R"
-            hints = ["see whether it starts by itself: `R --interactive --no-readline`; `--r PATH` names another"]
+            hints = [
+                "see whether it starts by itself: `R --interactive --no-readline`; `--r PATH` names another"
+            ]
             return {"message": f"cannot start R with `{r}`", "cause": cause, "hints": hints, "id": "r"}
         python = self.configuration.get("python") or sys.executable
         hints = ["name a CPython of 3.8 or later with `--python`"]
@@ -526,10 +528,10 @@ def read_configuration(sock: socket.socket) -> dict[str, Any]:
 
 def keep_descriptors() -> None:
     """What the keeper handed over is for us alone: a worker that we start must not hold the session's lock."""
-    for name in os.listdir("/dev/fd"):
+    for path in list(Path("/dev/fd").iterdir()):
         with contextlib.suppress(OSError):  # what listed them is closed by now
-            if int(name) > 2:
-                os.set_inheritable(int(name), False)
+            if int(path.name) > 2:
+                os.set_inheritable(int(path.name), False)
 
 
 def main() -> None:
