@@ -822,6 +822,8 @@ def test_a_program_that_closes_nothing_leaves_nothing(ssh_host):
 
 FORKS = """
 import os, remoter, sys
+def say(text):
+    os.write(1, (text + "\\n").encode())  # a line in one piece, whoever else writes
 session = remoter.connect(sys.argv[1])
 read_end, write_end = os.pipe()
 child = os.fork()
@@ -830,19 +832,19 @@ if child == 0:
     try:
         session.run("1")
     except remoter.RemoterError as error:
-        print(error.id, flush=True)
+        say(error.id)
     session.close()
     os.read(read_end, 1)
     with remoter.connect(sys.argv[1]) as own:
-        print(own.run("6 * 7").text, flush=True)
+        say(own.run("6 * 7").text)
     sys.exit()
 os.close(read_end)
-print(session.run("2 + 2").text, flush=True)
+say(session.run("2 + 2").text)
 sys.stdin.readline()
-print(session.run("2 + 3").text, flush=True)
+say(session.run("2 + 3").text)
 if sys.argv[2] == "closes":
     session.close()
-    print("closed", flush=True)
+    say("closed")
     sys.stdin.readline()
 os.write(write_end, b"x")
 os.waitpid(child, 0)

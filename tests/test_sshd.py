@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from . import sshd
+from .processes import read_of
 from .waiting import is_alive, wait_for
 
 
@@ -161,6 +162,7 @@ def test_what_a_test_leaves_behind_is_told_and_ended(ssh_host, home):
         assert any("ssh client that nobody ended" in line for line in complaints)
         assert any(f"left at there: {asleep}" in line for line in complaints)
     with subprocess.Popen(["sleep", "1002"]) as near:
+        wait_for(lambda: bytes(home) in read_of(near.pid, "environ"), what="its environment can be seen")
         with pytest.raises(AssertionError, match=f"still runs: {near.pid}"):
             sshd.check_nothing_left(home, patience=0.2)
         assert near.wait(5) == -signal.SIGTERM

@@ -1252,6 +1252,8 @@ def _encode_rows(rows: list[Any], writer: Writer) -> Any:
         names = set(map(type, chain.from_iterable(rows))) == {str}
         if not names or not all(map(places.__eq__, map(list, rows))):
             return None
+        if any(map(_SURROGATE.search, places)):
+            return None  # no text in JSON, so no name of a column
     writer.enter(len(rows) * len(places))
     columns, place = [], None
     try:

@@ -46,7 +46,7 @@ import struct
 import sys
 
 import python_worker
-from python_worker import Connection, Control, Streams, Waker, clean, clock, encode, high, stopwatch
+from python_worker import Connection, Control, Streams, Waker, clean, clock, encode, high, pause, stopwatch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # What R's console reads instead of an expression: a name that no code of the user's has.
@@ -130,6 +130,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
 
 
 COLORS = "R_CLI_NUM_COLORS"  # what R's packages look at
+SIGNAL_TIME = 0.05  # seconds in which the signal of an interrupt has come after its number
 SHOW_TIME = 1.0  # seconds after which a plot is shown although the run goes on
 
 
@@ -1054,9 +1055,19 @@ class Worker:
         number = self.run["number"]
         while self.asks not in self.answers:
             self.idle(250)
-            if self.stopping or self.library.pending.value or self.interrupts.take(number):
+            self.interrupts.read()
+            is_announced = self.interrupts.take(number)
+            if is_announced:
+                self.await_signal()
+            if self.stopping or self.library.pending.value or is_announced:
                 return INTERRUPTED
         return self.answers.pop(self.asks)
+
+    def await_signal(self):
+        """The signal follows its number at once; one that came after we went on would be a second interrupt."""
+        deadline = clock() + SIGNAL_TIME
+        while not self.library.pending.value and clock() < deadline:
+            pause(0.0002)
 
     # Waiting, and what is done meanwhile
 
