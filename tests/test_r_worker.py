@@ -482,7 +482,10 @@ def test_a_question_changes_nothing_that_the_user_sees(r):
     assert r.run("invisible(6)").stdout == ""
 
 
-def test_later_runs_its_callbacks_while_nothing_else_runs(r):
+def test_later_runs_its_callbacks_while_nothing_else_runs(own, r_program):
+    r = own.spawn(
+        r_program
+    )  # not the shared one: an interrupt while `later` has a callback due ends R, also in a terminal
     r.has_package("later")
     r.run('later::later(function() cat("later\\n"), 0.05); later::later(function() stop("oh"), 0.06)')
     r.until_printed("later\n")
