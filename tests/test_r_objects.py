@@ -292,3 +292,22 @@ def test_a_python_session_gets_plain_values_and_no_classes_of_ours(r_session, se
         )
         with pytest.raises(TransferError, match="nothing in Python"):
             python.push("f", r_session.pull("mean"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+def test_a_server_that_is_killed_while_r_has_not_answered_leaves_nothing_in_shared_memory(r_served):
+    def left():
+        return {name for name in os.listdir("/dev/shm") if name.startswith(".remoter-")}
+
+    before = left()
+    with r_served.connect() as session:
+        session.run("x <- numeric(1e6); m <- matrix(runif(1000^2), 1000)")
+        run = session.submit("s <- svd(m)")
+        wait_for(lambda: run.status == "running", what="it computes")
+        transfer = session.pull("x", background=True)
+        wait_for(lambda: left() - before, what="the file is there for R to fill")
+        os.kill(session.info.server_pid, 9)
+        assert len(transfer.wait(30)) == 1e6
+        run.wait(30)
+    r_served.stop()
+    assert not left() - before

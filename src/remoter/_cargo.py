@@ -31,11 +31,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from . import _parcel
 from ._dock import Dock
 from ._engines import Engine
 from ._errors import RemoterError, TransferError
 from ._messages import Refused, Step, error_of
-from ._parcel import LEAD, Parcel, ParcelSink, directories, has_room
+from ._parcel import LEAD, Parcel, ParcelSink
+from ._pieces import error_from
 
 if TYPE_CHECKING:
     from ._freight import Freight
@@ -104,6 +106,7 @@ class Cargo:
         self.loop = asyncio.get_running_loop()
         self.transfers: dict[str, Transfer] = {}
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="remoter-paths")
+        _parcel.sweep(engine().directory)
 
     def step(self, step: Step, answered: Answered) -> None:
         """Do one step; `answered` gets the answer or the error, sooner or later, on this loop."""
@@ -204,6 +207,7 @@ class Cargo:
         """The session is over."""
         for id in list(self.transfers):
             self._release(id)
+        _parcel.sweep(self.engine().directory)
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     # --- objects -----------------------------------------------------------------------------
@@ -257,13 +261,14 @@ class Cargo:
 
     def _pull_parcel(self, step: Step, transfer: Transfer, settle: Answered) -> None:
         log.info("PULL %s", ascii(step.data.get("name") or "a value"))
-        places = directories(self.engine().directory)
+        directory = self.engine().directory
+        places = _parcel.directories(directory)
 
         def fill() -> None:
-            parcel = Parcel(places, LEAD)
+            parcel = Parcel(places, _parcel.label(directory), LEAD)
 
             def packed(answer: dict[str, Any] | RemoterError) -> None:
-                if isinstance(answer, RemoterError) and len(places) > 1 and not has_room():
+                if isinstance(answer, RemoterError) and len(places) > 1 and not _parcel.has_room():
                     parcel.close()
                     del places[0]  # it was too large for shared memory
                     fill()
@@ -281,7 +286,8 @@ class Cargo:
         self, step: Step, transfer: Transfer, parcel: Parcel, answer: dict[str, Any]
     ) -> dict[str, Any]:
         parcel.seal()
-        offer: dict[str, Any] = {"tree": "", "sizes": [parcel.size], "format": "r", "type": answer["type"]}
+        offer: dict[str, Any] = {"tree": "", "sizes": [parcel.size], "format": "r"}
+        offer["type"] = str(answer.get("type") or "")
         if transfer.is_kept or transfer.is_over:
             self._drop(step.transfer)
         if parcel.size <= INLINE or transfer.is_over:
@@ -300,27 +306,31 @@ class Cargo:
         log.info("PUSH %s", ascii(data.get("name")))
         if data.get("format") != "r":
             raise TransferError("an R session takes only what R has serialized", id="kind")
-        parcel = Parcel(directories(self.engine().directory))
+        sizes, directory = data["sizes"], self.engine().directory
+        parcel = Parcel(_parcel.directories(directory, sum(sizes)), _parcel.label(directory))
         question: dict[str, Any] = {"what": "bind", "transfer": step.transfer, "path": str(parcel.path)}
         question.update(name=data.get("name"), overwrite=data.get("overwrite", True))
 
         def bind(answered: Answered) -> None:
             self.engine().query(question, lambda frame: answered(_answer_of(frame)))
 
+        def bound(answer: dict[str, Any] | RemoterError) -> None:
+            parcel.close()
+            settle(answer)
+
         if "inline" in data:
-
-            def bound(answer: dict[str, Any] | RemoterError) -> None:
-                parcel.close()
-                settle(answer)
-
-            parcel.write(memoryview(data["inline"]))
-            bind(bound)
-        else:
-            line = transfer.line = Line(self, step.transfer)
-            sink = ParcelSink(parcel, sum(data["sizes"]), lambda: line.wait_for(bind))
-            transfer.streams.add(step.transfer)
-            self.dock.accept(step.transfer, sink, lambda done, error: None)
-            settle({"ready": True})
+            try:
+                parcel.write(memoryview(data["inline"]))
+            except (OSError, TypeError) as error:
+                bound(error_from(error, "write"))
+            else:
+                bind(bound)
+            return
+        line = transfer.line = Line(self, step.transfer)
+        transfer.streams.add(step.transfer)
+        sink = ParcelSink(parcel, sum(sizes), lambda: line.wait_for(bind))
+        self.dock.accept(step.transfer, sink, lambda done, error: None)
+        settle({"ready": True})
 
     # --- files -------------------------------------------------------------------------------
 

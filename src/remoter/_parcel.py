@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,18 @@ class Parcel:
 
     Args:
         directories: where it may be; the first that takes it is used.
+        label: what its name begins with.
         lead: bytes that are skipped at its beginning.
 
     Raises:
         TransferError: none takes it.
     """
 
-    def __init__(self, directories: list[Path], lead: int = 0) -> None:
+    def __init__(self, directories: list[Path], label: str, lead: int = 0) -> None:
         self.lead = lead
         for directory in directories:
             try:
-                self.descriptor, name = tempfile.mkstemp(prefix=".remoter-", dir=directory)
+                self.descriptor, name = tempfile.mkstemp(prefix=label, dir=directory)
                 break
             except OSError as error:
                 cause = f"`{directory}`: {error.strerror}"
@@ -99,18 +101,30 @@ class Parcel:
                 os.close(descriptor)
 
 
-def directories(run_directory: Path) -> list[Path]:
-    """Where parcels may lie now, the best first."""
-    return [SHARED_MEMORY, run_directory] if has_room() else [run_directory]
+def directories(run_directory: Path, size: int = 0) -> list[Path]:
+    """Where a parcel may lie now, the best first; `size`: how large it will be, if that is known."""
+    return [SHARED_MEMORY, run_directory] if has_room(size) else [run_directory]
 
 
-def has_room() -> bool:
+def has_room(size: int = 0) -> bool:
     """Whether shared memory is of use."""
     try:
         status = os.statvfs(SHARED_MEMORY)
     except OSError:
         return False
-    return status.f_bavail * status.f_frsize >= FREE
+    return status.f_bavail * status.f_frsize >= FREE + size
+
+
+def label(run_directory: Path) -> str:
+    """What the names of a session's parcels begin with."""
+    return f".remoter-{zlib.crc32(bytes(run_directory)):08x}-"
+
+
+def sweep(run_directory: Path) -> None:
+    """Remove the session's parcels from shared memory: a server that was killed may have left one with its name."""
+    for path in SHARED_MEMORY.glob(label(run_directory) + "*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 class ParcelSink:
