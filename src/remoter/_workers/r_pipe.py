@@ -600,6 +600,7 @@ class Worker:
         return program.process.wait()
 
     is_wanted = python_worker.Worker.is_wanted
+    read_control = python_worker.Worker.read_control
     take = python_worker.Worker.take
 
     def watch(self):
@@ -636,14 +637,7 @@ class Worker:
             return
         self.side.keep_connected()
         self.side.read()
-        connection = self.control.connection
-        if connection is not None:
-            try:
-                connection.read()
-            except EOFError:
-                self.control.lose(connection)
-            while connection.frames:
-                self.take(connection.frames.popleft())
+        self.read_control()
         if self.run is not None and self.side.questions:
             self.side.answer_known()
 

@@ -1167,16 +1167,9 @@ class Worker:
         """Take in frames; nothing of R is touched here."""
         self.side.keep_connected()
         self.side.read()
-        connection = self.control.connection
-        if connection is None:
-            return
-        try:
-            connection.read()
-        except EOFError:
-            self.control.lose(connection)
-        while connection.frames:
-            self.take(connection.frames.popleft())
+        self.read_control()
 
+    read_control = python_worker.Worker.read_control
     take = python_worker.Worker.take
 
     def watch(self, on=True):
