@@ -49,6 +49,7 @@ HOLD_ERROR = 0.3  # seconds that what looks like an error waits for R's prompt
 PROMPT_TIME = 0.005  # seconds after which a prompt is one, where nothing tells whether R waits
 FIRST_TIME = 0.15  # the same while nothing is known of R's prompt
 KNOWN_PATIENCE = 0.3  # seconds that a question waits for R, before what was last known is the answer
+SIGNAL_TIME = 0.5  # seconds within which R, which waits for a line, gets a signal that has been announced
 MOST_QUESTIONS = 50  # that a profile may ask
 MOST_REFUSALS = 300  # questions of one expression that find no answer, until it is interrupted
 MOST_INTERRUPTS = 25  # that it may mind as little, until R is ended
@@ -315,6 +316,11 @@ class Console:
         lines = (b"\n" + self.held).split(b"\n")
         return any(line.startswith(self.error_words) for line in lines) or not self.held.strip(b"\n")
 
+    def may_end_interrupt(self):
+        """Whether this may be the line that R ends on stderr when it is interrupted: not output, whatever else comes from
+        the other pipe meanwhile."""
+        return not self.held.strip(b"\n") and clock() - self.worker.signalled < ENDING
+
     def may_be_prompt_or_question(self):
         return self.may_be_prompt() or self.may_be_question() or self.may_be_top()
 
@@ -345,6 +351,8 @@ class Console:
             self.put_out(text)
 
     def flush_held(self):
+        if self.may_end_interrupt():
+            return
         text, self.held = self.held, b""
         if text:
             self.written = (self.written + text)[-LONGEST_RESULT:]
@@ -706,6 +714,7 @@ class Worker:
             return
         now = clock()
         if self.strike_at is None:
+            self.signalled = now
             is_missed = now - self.program.typed < 0.1 or self.was_deaf or self.program.ignores_interrupts()
             self.strike_at = now + 0.1 if is_missed else float("inf")
         elif now > self.strike_at and not (self.console.at_prompt() or self.program.ignores_interrupts()):
@@ -718,8 +727,7 @@ class Worker:
         return number is not None and (number in numbers or number | r_worker.SWALLOWED in numbers)
 
     def swallow_newline(self):
-        """The line that R ends on stderr when it is interrupted."""
-        if not self.console.held.strip(b"\n") and clock() - self.signalled < 5.0:
+        if self.console.may_end_interrupt():
             self.console.held = b""
 
     # R's console
@@ -1018,6 +1026,10 @@ class Worker:
             if is_browser and self.is_drawing:
                 self.show_plots_in_browser()
             text = self.ask_client(question)
+        if text is None and self.is_interrupted():
+            self.wait_for_signal()
+            if self.console.tail:  # its prompt, or another question
+                return
         if self.console.at_prompt() or self.program.waits_at_top():  # it was interrupted and asks no more
             return
         if self.stopping:
@@ -1030,6 +1042,13 @@ class Worker:
             self.has_given_up = self.has_given_up or is_browser
             self.console.has_left_browser = is_browser
             self.decline("Q" if is_browser else "0" if question == self.menu_prompt else "")
+
+    def wait_for_signal(self):
+        """The interrupt has been announced; R may get it a moment later, and a line would be an answer, or code at its top level."""
+        while clock() - self.signalled < SIGNAL_TIME:
+            if self.console.tail or self.program.waits_at_top():
+                return
+            self.look(0.05)
 
     def decline(self, line):
         """Nobody answers: that line says so. Who asks on for ever is interrupted; if R minds that no more, it is ended."""
