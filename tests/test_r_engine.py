@@ -28,6 +28,13 @@ def test_a_program_that_ignores_interrupts_is_ended_by_the_third(r_session):
     assert "went on" not in result.stdout
 
 
+def test_an_interrupt_that_r_has_noted_before_it_waits_for_a_program_reaches_that(r_session):
+    code = """cat("on\\n"); { crossprod(matrix(0.5, 1000, 1000)); system("sleep 60") }"""
+    run = begun(r_session, code)
+    run.interrupt()
+    assert run.wait(20).status == "interrupted"
+
+
 def test_an_interrupt_of_a_run_that_an_earlier_server_began(r_served):
     with r_served.connect() as session:
         run = begun(session, 'cat("on\\n"); repeat {}')

@@ -28,7 +28,7 @@ SWALLOWED = 1 << 63
 
 
 AGAIN = 0.02
-"""Seconds after which an interrupt that nobody got is sent again."""
+"""Seconds after which it is looked at again whether an interrupt got through."""
 
 END_AFTER = 3
 """Interrupts after which a program that ignores them is ended."""
@@ -43,6 +43,9 @@ class REngine(Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.temporary: Path | None = None
+        self.pending: int | None = (
+            None  # where R notes, in its memory, an interrupt that it is still to act on
+        )
         self.number = self.presses = 0
         self.variables: dict[str, Any] = {}
         self.listed = 0.0
@@ -51,6 +54,7 @@ class REngine(Engine):
         super()._first(connection, frame, buffers)
         if connection is self.side and isinstance(frame.get("tempdir"), str):
             self.temporary = Path(frame["tempdir"])
+            self.pending = frame.get("pending")
 
     def run(self, number: int, submit: Submit) -> None:
         """Hand a run to the worker."""
@@ -61,21 +65,35 @@ class REngine(Engine):
         """Interrupt the run `number`, if it is still the one that runs.
 
         While R waits for another program, in `system()`, the signal reaches only that: R is told by the number.
-        In the moment before there is that program, nobody gets the signal, so it is sent again.
+        In the moment before there is that program nobody gets the signal; and what R gets just before, it acts
+        on only after `system()`. So it is looked at again.
         """
         if self.number != number:  # a server that was started again has not handed it over itself
             self.number, self.presses = number, 0
         is_ignored, children = self._ignores_interrupts(), self._children()
         super().interrupt(number | SWALLOWED if is_ignored else number)
-        if is_ignored and children == []:
-            self.loop.call_later(AGAIN, self._interrupt_again, number)
-        elif is_ignored:
+        if is_ignored and children != []:
             self.presses += 1
             self._end_deaf(children or [])
+        elif is_ignored or self.pending is not None:
+            self.loop.call_later(AGAIN, self._look_again, number, is_ignored)
 
-    def _interrupt_again(self, number: int) -> None:
-        if self.number == number and not self.ended:
+    def _look_again(self, number: int, was_lost: bool) -> None:
+        """Send an interrupt again that was lost, or that R has noted while the program it now waits for did not get it."""
+        if self.number != number or self.ended or not (was_lost or self._has_noted()):
+            return
+        if was_lost or (self._ignores_interrupts() and self._children() != []):
             self.interrupt(number)
+        else:
+            self.loop.call_later(AGAIN, self._look_again, number, False)
+
+    def _has_noted(self) -> bool:
+        """Whether R has got an interrupt that it has not acted on: its own flag, read from outside, for R is busy."""
+        try:
+            with Path(f"/proc/{self.pid}/mem").open("rb", buffering=0) as memory:
+                return any(os.pread(memory.fileno(), 4, self.pending or 0))
+        except (OSError, OverflowError, TypeError):
+            return False
 
     def _end_deaf(self, children: list[int]) -> None:
         """A program that R waits for and that ignores the third interrupt is ended, at the fourth with no more ado."""

@@ -695,6 +695,7 @@ class Side:
         worker = self.worker
         hello = {"type": "hello", "role": "side", "worker": worker.id, "pid": worker.pid, "lang": "r"}
         hello.update(version=worker.version, python=worker.program, runner="embed", tempdir=worker.tempdir)
+        hello.update(pending=ctypes.addressof(worker.library.pending))
         hello.update(cwd=python_worker.current_directory(), busy=worker.run["number"] if worker.run else None)
         self.connection = Connection(self.path, hello)
 
