@@ -490,8 +490,8 @@ def test_stopping_a_cell_stops_it_there_and_the_session_goes_on(served, notebook
 def test_a_cell_that_does_not_end_when_it_is_stopped_can_be_left(served, notebook):
     notebook.run("%%remoter main\nimport time")
     cell = notebook.add(
-        "%%remoter\nis_over = False\nprint('begun', flush=True)\n"
-        "while not is_over:\n    try: time.sleep(0.05)\n    except KeyboardInterrupt: print('no', flush=True)"
+        "%%remoter\nis_over = False\nwhile not is_over:\n    try:\n        print('begun', flush=True)\n"
+        "        while not is_over: time.sleep(0.05)\n    except KeyboardInterrupt: pass"
     )
 
     def stop():
