@@ -22,7 +22,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from ._messages import FromServer, MessageError, decode_from_server
-from ._security import KeyPair, is_readable, secure_client_socket
+from ._security import NOBLOCK, KeyPair, is_readable, secure_client_socket
 
 log = logging.getLogger("remoter.link")
 
@@ -175,7 +175,7 @@ class Connection:
     def _flush(self) -> None:
         while self.unsent:
             try:
-                self.socket.send(self.unsent[0], zmq.NOBLOCK)
+                self.socket.send(self.unsent[0], NOBLOCK)
             except zmq.Again:
                 return
             self.unsent.popleft()
@@ -188,7 +188,7 @@ class Connection:
                 self._flush()
             if not is_readable(self.socket):
                 return
-            data = self.socket.recv(zmq.NOBLOCK)
+            data = self.socket.recv(NOBLOCK)
             self.heard = self.loop.time()
             try:
                 message = decode_from_server(data)

@@ -55,7 +55,9 @@ from ._security import (
     fingerprint,
     is_readable,
     load_or_make_keys,
+    receive_from,
     secure_server_socket,
+    send_to,
     server_keys,
 )
 from ._session import Session
@@ -271,7 +273,7 @@ class Server:
         for _ in range(MESSAGES_AT_ONCE):
             if not is_readable(self.router):
                 return
-            frames = self.router.recv_multipart(zmq.NOBLOCK)
+            frames = receive_from(self.router)
             if len(frames) == 2:
                 self._receive(frames[0], frames[1])
         self._check_again()
@@ -284,7 +286,7 @@ class Server:
     def send(self, identity: bytes, message: Message) -> bool | None:
         """Send to a connection: True sent, None its queue is full, False it is gone."""
         try:
-            self.router.send_multipart([identity, encode(message)], zmq.NOBLOCK)
+            send_to(self.router, identity, encode(message))
         except zmq.Again:
             return None
         except zmq.ZMQError as error:

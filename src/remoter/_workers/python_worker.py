@@ -156,7 +156,7 @@ class Connection:
     def read(self):
         """Take in what has arrived. Raises EOFError when the server is gone."""
         try:
-            data = self.socket.recv(1 << 18, socket.MSG_DONTWAIT)
+            data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:

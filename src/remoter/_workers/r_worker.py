@@ -70,9 +70,9 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
     half <- NULL
     side <- function() half
     list(
-        parse = function(code, filename, with_sources, transfer) tryCatch({
+        parse = function(code, filename, with_sources, has_blocks, transfer) tryCatch({
             lines <- strsplit(code, "\\n", fixed = TRUE)[[1L]]
-            keep <- with_sources || isTRUE(getOption("keep.source"))
+            keep <- with_sources || (has_blocks && isTRUE(getOption("keep.source")))
             parsed <<- if (keep) parse(text = lines, keep.source = TRUE, srcfile = srcfilecopy(filename, lines))
                        else parse(text = lines, keep.source = FALSE)
             if (!is.null(transfer)) parsed <<- side()$keeping(transfer, parsed)
@@ -99,7 +99,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
             else paste0(text, " at ", basename(attr(at, "srcfile")$filename), "#", at[1L])
         }, ""),
         width = function(columns) options(width = max(10L, min(columns, 10000L))),
-        sinks = function() sink.number(),
+        sinks = function() .Internal(sink.number(TRUE)),
         has_pages = function() length(half$rendered) > 0L,
         version = function() paste(R.version$major, R.version$minor, sep = "."),
         tempdir = function() tempdir(),
@@ -129,6 +129,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
 })"""
 
 
+BLOCK = re.compile(r"[{\\]|function")  # what has a source of its own: blocks and functions, `\(x)` too
 COLORS = "R_CLI_NUM_COLORS"  # what R's packages look at
 SIGNAL_TIME = 0.05  # seconds in which the signal of an interrupt has come after its number
 SHOW_TIME = 1.0  # seconds after which a plot is shown although the run goes on
@@ -387,7 +388,7 @@ class Half:
 
     def check_layout(self):
         """Whether a promise in memory is what we think it is: one is made, looked at, forced, looked at again."""
-        self("parse", "1", "", False, None)
+        self("parse", "1", "", False, False, None)
         self.look(self("bind", NAME.decode(), 1))
         before = self.slot.value
         self.library.evaluate(self.symbol)
@@ -1250,7 +1251,10 @@ class Worker:
         if "\0" in code:
             self.error("Error: nul character not allowed", "Error", "nul character not allowed")
             return
-        parsed = self.half("parse", code, run.get("filename") or "", is_timed, run.get("keep") or None)
+        # R keeps the source of functions and of blocks, and finding it takes ten times as long as parsing.
+        has_blocks = BLOCK.search(code) is not None
+        filename, kept = run.get("filename") or "", run.get("keep") or None
+        parsed = self.half("parse", code, filename, is_timed, has_blocks, kept)
         if self.library.is_a(parsed, STRING):
             self.sources = self.library.strings(parsed)
             self.count = len(self.sources)
