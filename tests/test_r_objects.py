@@ -179,6 +179,16 @@ def test_what_was_replaced_is_said_and_can_be_forbidden(r_session):
     assert r_session["x"] == "two"
 
 
+def test_values_of_one_size_have_memory_of_their_own_also_over_the_port(r_session, r_shared):
+    r_session.run("one <- rep(1, 2e4); two <- rep(2, 2e4)", quiet=True)
+    with r_shared.served.connect_tcp() as far:
+        one, two = far.pull("one"), far.pull("two")
+        again = far.pull("one")
+    assert (set(one), set(two), set(again)) == ({1.0}, {2.0}, {1.0})
+    again[:] = 3
+    assert set(one) == {1.0}
+
+
 def test_large_vectors_cross_both_ways_also_over_the_port(r_session, r_shared):
     numbers = np.arange(3_000_000, dtype=float)
     r_session.push("x", numbers)

@@ -239,13 +239,13 @@ def afford(size: int, what: str) -> None:
         )
 
 
-@functools.lru_cache(maxsize=None)  # noqa: UP033 - Python 3.8
 def allocate(size: int) -> memoryview:
     """Writable memory for bytes that are to come. Raises ValuesError: there is not as much."""
     afford(size, "what comes")
     return _make_memory(size)[1]
 
 
+@functools.lru_cache(maxsize=None)  # noqa: UP033 - Python 3.8
 def _beside(name: str) -> Any:
     """A module that stands beside us, whether we are part of a package or were loaded by path."""
     if __package__:
