@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from . import sshd
 from .sshd import ssh_host, ssh_keys
@@ -19,6 +20,10 @@ __all__ = ["home", "is_alive", "serve", "served", "session", "ssh_host", "ssh_ke
 DIRECTORIES = ["CONFIG", "STATE", "RUNTIME", "JOURNAL"]
 NEEDS_R = "needs R"
 """How the reason begins why a test was skipped that has no R."""
+
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -97,7 +102,7 @@ class Served:
         """End it, however it is by now."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.keeper_pid, signal.SIGTERM)
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline and any(is_alive(pid) for pid in self.processes):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.keeper_pid, os.WNOHANG)
@@ -223,7 +228,7 @@ class SharedR:
         try:
             if session.info.busy:
                 session.interrupt()
-            session.run(CLEAN, quiet=True, timeout=5)
+            session.run(CLEAN, quiet=True, timeout=30)
         except BaseException:
             session.close()
             raise

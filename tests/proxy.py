@@ -49,12 +49,17 @@ class Proxy:
         except OSError:
             near.close()
             return
+        far.settimeout(None)
         with self.lock:
-            self.pairs[near], self.pairs[far] = far, near
+            if not self.refusing:
+                self.pairs[near], self.pairs[far] = far, near
+                return
+        near.close()
+        far.close()
 
     def _pass_on(self, end):
         other = self.pairs.get(end)
-        if other is None:
+        if other is None or self.frozen:
             return
         try:
             data = end.recv(65536)
@@ -85,7 +90,8 @@ class Proxy:
 
     def cut(self, refuse=False):
         """Break all connections; `refuse`: new ones too, until `mend`."""
-        self.refusing = refuse
+        with self.lock:
+            self.refusing = refuse
         for end in list(self.pairs):
             self._close(end)
         self.wake_out.send(b"x")

@@ -415,7 +415,7 @@ class Host:
 
     def ssh(self, *words: str, **options) -> subprocess.CompletedProcess:
         """`ssh HOST WORDS`, which nobody answers."""
-        options = {"capture_output": True, "text": True, "timeout": 15, **options}
+        options = {"capture_output": True, "text": True, "timeout": 60, **options}
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
         return subprocess.run(["ssh", "-o", "BatchMode=yes", self.name, *words], **options)

@@ -137,15 +137,15 @@ class Terminal:
         with self._changed:
             return self._screen.display[self._screen.cursor.y].rstrip()
 
-    def expect(self, wanted: str | re.Pattern[str], timeout: float = 10.0) -> str:
+    def expect(self, wanted: str | re.Pattern[str], timeout: float = 30.0) -> str:
         """Wait until the screen shows it (a text, or a pattern with `re.MULTILINE`); returns the screen."""
         return self.wait_for(lambda screen: _holds(screen, wanted), timeout, f"{wanted!r} to be shown")
 
-    def expect_gone(self, unwanted: str | re.Pattern[str], timeout: float = 10.0) -> str:
+    def expect_gone(self, unwanted: str | re.Pattern[str], timeout: float = 30.0) -> str:
         """Wait until the screen no longer shows it."""
         return self.wait_for(lambda screen: not _holds(screen, unwanted), timeout, f"{unwanted!r} to go")
 
-    def expect_line(self, wanted: str, timeout: float = 10.0) -> str:
+    def expect_line(self, wanted: str, timeout: float = 30.0) -> str:
         """Wait until the cursor's line is this (spaces at its end apart); returns the screen."""
 
         def is_it(screen: str) -> bool:
@@ -165,7 +165,7 @@ class Terminal:
                 self._changed.wait(remaining)
             return self._shown()
 
-    def expect_bytes(self, wanted: bytes, timeout: float = 10.0) -> None:
+    def expect_bytes(self, wanted: bytes, timeout: float = 30.0) -> None:
         """Wait until the program has written this, on the screen already or not."""
         with self._changed:
             if not self._changed.wait_for(lambda: wanted in self.raw or self._is_closed, timeout):
@@ -175,7 +175,7 @@ class Terminal:
 
     # --- the end ---
 
-    def expect_end(self, timeout: float = 10.0) -> int:
+    def expect_end(self, timeout: float = 30.0) -> int:
         """Wait until the program has ended; returns its exit status, negative for a signal."""
         deadline = time.monotonic() + timeout
         with self._changed:

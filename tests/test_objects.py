@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ import pytest
 
 import remoter
 from remoter import NameNotFoundError, RunError, TransferError, _values
+from remoter._objects import map_file
+from remoter._pieces import MemorySource
+from remoter._steps import FileHere
 
 from .proxy import Proxy
 from .waiting import wait_for
@@ -53,6 +57,79 @@ def test_an_array_comes_whole_and_can_be_written_to(fast):
     assert big.dtype == np.float64 and np.array_equal(big, BIG_HERE)
     big[0] = 7
     assert fast.run("big[0]").text.endswith("0.0)")
+
+
+def holds(session, what):
+    """Whether such memory is mapped there, and here."""
+    there = session.run(f"print({what!r} in open('/proc/self/maps').read())", quiet=True).stdout == "True\n"
+    return there, what in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are sent")
+def test_on_one_machine_memory_is_mapped_and_belongs_to_who_has_it(fast):
+    fast.run(BIG)
+    big = fast.pull("big")
+    assert holds(fast, "/dev/shm/.remoter-") == (False, True)
+    big[0] = 7
+    assert fast.run("big[0]").text.endswith("0.0)")
+    into = np.empty(4_000_000)
+    assert fast.pull("big", into=into) is into and np.array_equal(into, BIG_HERE)
+    del big
+    assert holds(fast, "/dev/shm/.remoter-") == (False, False)
+
+    fast.push("x", BIG_HERE)
+    assert holds(fast, "memfd:remoter") == (True, False)
+    assert fast.run("x[0] = 7; float(x.sum())").text == str(BIG_HERE.sum() + 7)
+    assert BIG_HERE[0] == 0
+    fast.run("del x")
+    assert holds(fast, "memfd:remoter") == (False, False)
+
+
+def test_through_a_port_they_are_sent(serve):
+    with serve(runner="plain").connect_tcp() as far:
+        far.run(BIG)
+        big = far.pull("big")
+        far.push("x", big)
+        assert np.array_equal(big, BIG_HERE) and far.run("bool((x == big).all())").text == "True"
+        assert holds(far, "remoter-") == holds(far, "memfd:remoter") == (False, False)
+
+
+def test_where_there_is_no_memory_to_map_they_are_sent(fast, monkeypatch):
+    def refuse(*_):
+        raise OSError(24, "too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    monkeypatch.setattr("remoter._objects.mmap.mmap", refuse)
+    fast.push("x", BIG_HERE)
+    assert np.array_equal(fast.pull("x"), BIG_HERE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are sent")
+def test_a_file_that_is_not_the_one_that_was_meant_is_not_mapped(fast, tmp_path):
+    size = 1 << 20
+    named = tmp_path / "secret"
+    named.write_bytes(bytes(size))
+    with open(named, "rb") as file:
+        status = os.fstat(file.fileno())
+        here = {"pid": os.getpid(), "descriptor": file.fileno(), "device": status.st_dev}
+        here |= {"inode": status.st_ino, "size": size, "lead": 0}
+        assert map_file(FileHere(**here), size) is None  # it has a name
+        named.unlink()
+        for wrong in ({"inode": 1}, {"device": 1}, {"size": size + 1}, {"pid": 1}, {"descriptor": 9999}):
+            assert map_file(FileHere(**{**here, **wrong}), size) is None
+        assert map_file(FileHere(**here), size) is not None
+
+        tree = '{"value":{"bytes":0}}'
+        for wrong in ({"inode": 1}, {"size": 1, "pid": 1 << 40}, {"descriptor": -1}):
+            question = {"name": "x", "tree": tree, "sizes": [size], "file": {**here, **wrong}}
+            with pytest.raises(TransferError, match="cannot be seen from here"):
+                fast._link.step(os.urandom(8).hex(), "push", question).result(30)
+        question = {"name": "x", "tree": tree, "sizes": [size + 1], "file": here}
+        with pytest.raises(TransferError, match="cannot be seen from here"):
+            fast._link.step(os.urandom(8).hex(), "push", question).result(30)
+        with pytest.raises(TransferError, match="not understood"):
+            fast._link.step(os.urandom(8).hex(), "push", {**question, "file": "/etc/passwd"}).result(30)
+    assert "x" not in fast
 
 
 def test_an_array_goes_whole_and_says_what_it_replaced(fast):
@@ -124,10 +201,8 @@ def test_what_an_expression_prints_is_shown_and_what_it_raises_is_raised(fast, c
 
 
 def test_waiting_for_an_expression_ends_in_time(fast):
-    started = time.monotonic()
     with pytest.raises(TimeoutError):
-        fast.pull("__import__('time').sleep(60)", timeout=0.2)
-    assert time.monotonic() - started < 30
+        fast.pull("__import__('time').sleep(3600)", timeout=0.2)
     fast.interrupt()
 
 
@@ -277,7 +352,7 @@ def test_a_reduction_that_raises_is_told_and_one_that_hangs_hurts_nobody(fast):
     assert fast.pull("done") is False
     transfer.cancel()
     with pytest.raises(TransferError) as caught:
-        transfer.wait(5)
+        transfer.wait(10)
     assert caught.value.id == "cancelled"
     fast.run("done = True")
 
@@ -311,13 +386,17 @@ def test_a_pull_waits_says_so_and_can_be_cancelled_while_user_code_lets_nobody_i
     fast["x"] = 5
     run = fast.submit(HOLDING.format(n=40))
     wait_for(lambda: fast.info.busy, what="it runs")
-    transfer = fast.pull("x", background=True)
-    wait_for(lambda: "waiting" in transfer.progress.note, 15, "it says that it waits")
-    started = time.monotonic()
+
+    def waiting():
+        transfer = fast.pull("x", background=True)
+        wait_for(lambda: transfer.status == "done" or "waiting" in transfer.progress.note, 15, "its word")
+        return None if transfer.status == "done" else transfer  # done: what runs is not that far yet
+
+    transfer = wait_for(waiting, 15, "it says that it waits")
     transfer.cancel()
     with pytest.raises(TransferError) as caught:
-        transfer.wait(5)
-    assert caught.value.id == "cancelled" and time.monotonic() - started < 4
+        transfer.wait(10)
+    assert caught.value.id == "cancelled"
     fast.interrupt()
     assert run.wait(10).status == "interrupted"
     assert fast["x"] == 5
@@ -404,7 +483,7 @@ def test_a_transfer_survives_the_end_of_the_server(serve):
         pulling = session.pull("big", background=True)
         wait_for(lambda: pulling.progress.done > 0 or pulling.status == "done", what="it has begun")
         os.kill(served.server_pid, 9)
-        assert np.array_equal(pulling.wait(18), BIG_HERE)
+        assert np.array_equal(pulling.wait(40), BIG_HERE)
 
 
 def test_an_interpreter_that_dies_under_a_transfer_is_told(fast):
@@ -419,14 +498,24 @@ def test_an_interpreter_that_dies_under_a_transfer_is_told(fast):
     assert fast.run("1").text == "1"
 
 
-def test_a_cancelled_push_binds_nothing(cuttable):
+def test_a_cancelled_push_binds_nothing(cuttable, monkeypatch):
     _, _, session = cuttable
+    may_go_on, read = threading.Event(), MemorySource.read
+
+    def read_half(source, offset, into):
+        if offset >= source.size // 2:
+            may_go_on.wait(15)  # or it could be through before it is cancelled
+        read(source, offset, into)
+
+    monkeypatch.setattr(MemorySource, "read", read_half)
     pushing = session.push("never", np.zeros(12_000_000), background=True)
     wait_for(lambda: pushing.progress.done > 0, what="it has begun")
     pushing.cancel()
     with pytest.raises(TransferError):
-        pushing.wait(5)
+        pushing.wait(10)
     assert pushing.status == "cancelled"
+    may_go_on.set()
+    wait_for(lambda: not pushing._thread.is_alive(), what="the end of its thread")
     assert "never" not in session and session.run("1 + 1").text == "2"
 
 
@@ -434,8 +523,8 @@ INTERRUPTED = """
 import remoter, signal, sys, threading
 session = remoter.connect(sys.argv[1])
 session.run("class Slow:\\n    def __reduce__(self):\\n        import time; time.sleep(3600)\\nslow = Slow()")
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     session.pull("slow", allow_pickle=True)
 except KeyboardInterrupt:
     print("interrupted", session.run("6 * 7").text, flush=True)
@@ -480,7 +569,7 @@ def test_closing_the_session_ends_what_is_under_way(serve):
     transfer = session.pull("slow", allow_pickle=True, background=True)
     session.close()
     with pytest.raises(remoter.RemoterError):
-        transfer.wait(5)
+        transfer.wait(10)
 
 
 def test_the_value_of_an_expression_that_nobody_waits_for_is_neither_made_nor_kept(fast):

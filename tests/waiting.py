@@ -4,14 +4,15 @@ import time
 from pathlib import Path
 
 
-def wait_for(condition, timeout=10.0, what="condition"):
+def wait_for(condition, timeout=30.0, what="condition"):
     """Poll until the condition holds; fails after the deadline."""
     deadline = time.monotonic() + timeout
     while True:
+        now = time.monotonic()  # before the look: afterwards we may stand still
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        if now > deadline:
             raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(0.005)
 

@@ -5,7 +5,7 @@ takes long happens elsewhere: the interpreter packs objects in a thread of its o
 looked at in a thread here, and bytes are moved by the dock's threads, from and to
 
     an object    a unix socket whose other end is a thread in the interpreter's process; for R, which
-                 has no threads, a file that it writes or reads (`_parcel`)
+                 has no threads, and for a client on this machine, a file that it writes or reads (`_parcel`)
     a file       the file itself: no interpreter is needed for it, so it may be busy
 
 Every step may come twice, since a client asks again when its connection broke before the answer: what was
@@ -38,6 +38,7 @@ from ._errors import RemoterError, TransferError
 from ._messages import Refused, Step, error_of
 from ._parcel import LEAD, Parcel, ParcelSink
 from ._pieces import error_from
+from ._steps import FileHere, as_step
 
 if TYPE_CHECKING:
     from ._freight import Freight
@@ -75,6 +76,7 @@ class Transfer:
         self.touched = time.monotonic()
         self.is_kept = False  # a run's value waits for it
         self.line: Line | None = None
+        self.parcel: Parcel | None = None
         self.freight: Freight | None = None
         self.is_over = False
 
@@ -200,6 +202,8 @@ class Cargo:
     def _end_streams(self, id: str, transfer: Transfer) -> None:
         if transfer.line is not None:
             transfer.line.stop()
+        if transfer.parcel is not None:
+            transfer.parcel.close()
         for suffix in ("", "-m"):
             self.dock.drop(id + suffix)
 
@@ -233,10 +237,35 @@ class Cargo:
                     transfer.line = Line(self, step.transfer)
                     transfer.streams.add(step.transfer)
                     self.dock.offer(step.transfer, ObjectSource(transfer.line, sum(answer["sizes"])))
+                    if step.data.get("here"):
+                        self._copy_beside(step, transfer, answer, settle)
+                        return
             settle(answer)
 
         log.info("PULL %s", ascii(step.data.get("name") or "a value"))
         self._ask("pack", step, packed)
+
+    def _copy_beside(self, step: Step, transfer: Transfer, offer: dict[str, Any], settle: Answered) -> None:
+        """For a client on this machine: have the interpreter copy the object to memory that the client can map."""
+        places = _parcel.directories(None, sum(offer["sizes"]))
+        if not places:
+            settle(offer)
+            return
+        try:
+            parcel = transfer.parcel = Parcel(places, _parcel.label(self.engine().directory))
+        except TransferError:
+            settle(offer)
+            return
+
+        def copied(answer: dict[str, Any] | RemoterError) -> None:
+            parcel.seal()
+            if isinstance(answer, RemoterError) or transfer.is_over:
+                parcel.close()  # it goes through the dock, if at all
+            else:
+                offer["file"] = msgspec.to_builtins(parcel.where())
+            settle(offer)
+
+        self._ask("copy", step, copied, path=str(parcel.path))
 
     def _push(self, step: Step, transfer: Transfer, settle: Answered) -> None:
         log.info("PUSH %s", ascii(step.data.get("name")))
@@ -244,6 +273,10 @@ class Cargo:
         if "inline" in data:
             inline = base64.b64encode(data["inline"]).decode()
             self._ask("receive", step, settle, inline=inline)
+            return
+        if "file" in data:
+            as_step(data["file"], FileHere)
+            self._ask("receive", step, settle)
             return
         line = transfer.line = Line(self, step.transfer)
         sink = ObjectSink(line, sum(data["sizes"]))

@@ -720,5 +720,8 @@ def _run(arguments: Sequence[str] | None, state: dict[str, bool]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # in the middle of an import, for one
+            tell("")
+            return 130
         return report(error, debug=state["debug"])
     return code if isinstance(code, int) else 0

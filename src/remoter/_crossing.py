@@ -125,14 +125,14 @@ class Crossing:
         self, carrier: Carrier, name: str | None, format: Format | None, into: Any, allowed: bool
     ) -> Any:
         """In the transfer's thread: the value, by the codec of the session's language."""
+        near = self._target.is_near()
         if self._is_r:
             from . import _robjects
 
-            near = self._target.is_near()
             return _robjects.pull(carrier, name, format=format, into=into, is_near=near)
         from . import _objects
 
-        return _objects.pull(carrier, name, format=format, into=into, allow_pickle=allowed)
+        return _objects.pull(carrier, name, format=format, into=into, allow_pickle=allowed, is_near=near)
 
     @property
     def _is_r(self) -> bool:
@@ -233,7 +233,8 @@ class Crossing:
             from . import _objects
 
             python = str(self._inbox.info.get("version") or "")
-            return _objects.push(carrier, name, value, overwrite=overwrite, python=python)
+            near = self._target.is_near()
+            return _objects.push(carrier, name, value, overwrite=overwrite, python=python, is_near=near)
 
         pushed = self.carry(os.urandom(8).hex(), name, work, background, progress)
         if not background:

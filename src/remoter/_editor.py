@@ -40,7 +40,7 @@ from ._errors import RemoterError
 from ._keys import Burst, merge_bursts, terminal_input, typed_ahead
 from ._language import LEAVING, Language
 
-COMPLETION_DEADLINE = 4.0  # seconds after which nobody waits for names; the first time there may be slow
+COMPLETION_DEADLINE = 15.0  # seconds after which nobody waits for names; the first time there may be slow
 PAUSE = 0.05  # seconds between two outputs above the line: a flood is written in few pieces
 
 STYLE = Style.from_dict(

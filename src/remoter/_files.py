@@ -388,9 +388,11 @@ class FileSink:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 other = _writing.get(_key_of(descriptor))
-                if other is None or time.monotonic() > deadline:
+                if other is None:
                     raise self._is_taken() from None
                 if not other.give_way():
+                    if time.monotonic() > deadline:
+                        raise self._is_taken() from None
                     time.sleep(0.05)
             except OSError:
                 return  # some network file systems have no locks

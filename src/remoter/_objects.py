@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import keyword
+import mmap
+import os
 import pickletools
+import stat
 import sys
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import _values
 from ._errors import RunTimeoutError, TransferError, printable
 from ._pieces import MemorySink, MemorySource
 from ._run import Run
-from ._steps import Bound, Found, ObjectOffer, as_step
+from ._steps import Bound, FileHere, Found, ObjectOffer, as_data, as_step
 from ._transfer import Carrier, Forgotten
 from ._values import Layout, Packed, ValuesError
+
+PIECE = 8 << 20
+"""Bytes that are written to a file at once; between two pieces a transfer can be cancelled."""
 
 INLINE = 64 * 1024
 """Bytes of an object that travel with the message itself."""
@@ -87,9 +94,7 @@ class ValueSink:
     def __init__(self, offer: ObjectOffer, into: Any, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
         try:
-            self._layout = Layout(offer.tree, offer.sizes)
-            if self._layout.is_pickle and not allow_pickle:
-                raise unsafe(self._layout.type)
+            self._layout = _layout_of(offer, allow_pickle)
             self._memory = MemorySink(self._layout.allocate(into))
         except ValuesError as error:
             raise as_error(error) from None
@@ -120,6 +125,14 @@ class ValueSink:
         self._memory.close()
 
 
+def _layout_of(offer: ObjectOffer, allow_pickle: bool) -> Layout:
+    """What will come. Raises ValuesError, and TransferError: it is a pickle."""
+    layout = Layout(offer.tree, offer.sizes)
+    if layout.is_pickle and not allow_pickle:
+        raise unsafe(layout.type)
+    return layout
+
+
 def unsafe(kind: str) -> TransferError:
     """The error of an object that comes only as a pickle."""
     return TransferError(
@@ -128,7 +141,9 @@ def unsafe(kind: str) -> TransferError:
     )
 
 
-def pull(carrier: Carrier, name: str | None, *, format: str | None, into: Any, allow_pickle: bool) -> Any:
+def pull(
+    carrier: Carrier, name: str | None, *, format: str | None, into: Any, allow_pickle: bool, is_near: bool
+) -> Any:
     """Get an object of the session.
 
     Args:
@@ -137,13 +152,19 @@ def pull(carrier: Carrier, name: str | None, *, format: str | None, into: Any, a
         format: what it is to become here.
         into: memory that it is to fill.
         allow_pickle: whether it may be a pickle, and is opened then.
+        is_near: whether the server's open files can be read here.
 
     Raises:
         NameNotFoundError, TransferError: it did not cross.
     """
-    question = {"name": name, "pickle": allow_pickle}
+    question = {"name": name, "pickle": allow_pickle, "here": is_near}
     while True:
         offer: ObjectOffer = as_step(carrier.step("pull", question), ObjectOffer)
+        mapped = map_file(offer.file, _values.places(offer.sizes)[1]) if offer.file is not None else None
+        if mapped is not None:
+            value = _adopted(offer, mapped, into, allow_pickle)
+            carrier.found(sum(offer.sizes))
+            return _converted(value, format) if format is not None else value
         sink = ValueSink(offer, into, allow_pickle)
         carrier.total(sink.size)
         try:
@@ -156,6 +177,37 @@ def pull(carrier: Carrier, name: str | None, *, format: str | None, into: Any, a
             continue
         value = sink.value()
         return _converted(value, format) if format is not None else value
+
+
+def map_file(file: FileHere, size: int) -> memoryview | None:
+    """The bytes where the server has them, in memory of ours as soon as we write to it; None: they cannot be read.
+
+    The file is one of this user and just the one that is meant: process numbers mean nothing
+    across containers.
+    """
+    path = Path(f"/proc/{file.pid}/fd/{file.descriptor}")
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            is_meant = (status.st_dev, status.st_ino, status.st_size) == (file.device, file.inode, file.size)
+            is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_nlink
+            if is_meant and is_ours and file.lead + size == file.size:
+                mapped = mmap.mmap(descriptor, file.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+                return memoryview(mapped)[file.lead :]
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def _adopted(offer: ObjectOffer, memory: memoryview, into: Any, allow_pickle: bool) -> Any:
+    """The object whose buffers stand in that memory."""
+    try:
+        layout = _layout_of(offer, allow_pickle)
+        layout.adopt(memory, into)
+        return layout.build(allow_pickle=allow_pickle)
+    except ValuesError as error:
+        raise as_error(error) from None
 
 
 def _fill(sink: ValueSink, data: bytes) -> None:
@@ -191,7 +243,7 @@ def pack(value: Any) -> Packed:
         raise as_error(error) from None
 
 
-def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: str) -> Pushed:
+def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: str, is_near: bool) -> Pushed:
     """Give the session an object.
 
     Args:
@@ -200,6 +252,7 @@ def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: st
         value: the object.
         overwrite: whether something of that name may be replaced.
         python: the version of the session's Python.
+        is_near: whether the session can read our open files.
 
     Raises:
         TransferError: it did not cross.
@@ -212,12 +265,63 @@ def push(carrier: Carrier, name: str, value: Any, *, overwrite: bool, python: st
     carrier.total(sum(sizes))
     if sum(sizes) <= INLINE:
         return pushed(carrier.step("push", {**question, "inline": b"".join(packed.buffers)}), packed.text)
+    answer = _push_file(carrier, question, packed.buffers) if is_near else None
+    if answer is not None:
+        return pushed(answer, packed.text)
     while True:
         carrier.step("push", question)
         try:
             return pushed(carrier.send(MemorySource(packed.buffers), transfer=carrier.id), packed.text)
         except Forgotten:
             carrier.note("starting over: the server was started again")
+
+
+def _push_file(
+    carrier: Carrier, question: dict[str, Any], buffers: list[memoryview]
+) -> dict[str, Any] | None:
+    """Have the session map the object from memory of ours; None: it cannot, or there is no such memory."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    starts, end = _values.places(question["sizes"])
+    try:
+        _values.afford(end, "what crosses")
+        descriptor = os.memfd_create("remoter", os.MFD_CLOEXEC)
+    except ValuesError as error:
+        raise as_error(error) from None
+    except OSError:
+        return None
+    try:
+        os.ftruncate(descriptor, end)
+        for start, view in zip(starts, buffers, strict=True):
+            for offset in range(0, view.nbytes, PIECE):
+                carrier.check()
+                _write_all(descriptor, view[offset : offset + PIECE], start + offset)
+        status = os.fstat(descriptor)
+        file = FileHere(
+            pid=os.getpid(),
+            descriptor=descriptor,
+            device=status.st_dev,
+            inode=status.st_ino,
+            size=end,
+            lead=0,
+        )
+        answer = carrier.step("push", {**question, "file": as_data(file)})
+    except OSError:
+        return None
+    except TransferError as error:
+        if error.id == "far":
+            return None
+        raise
+    finally:
+        os.close(descriptor)
+    carrier.found(end)
+    return answer
+
+
+def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
+    while view.nbytes:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def pushed(answer: dict[str, Any], text: str, warnings: list[str] = []) -> Pushed:  # noqa: B006 - it is only read

@@ -1,4 +1,4 @@
-"""An object on its way through a file, for interpreters that have no thread to move it; in the server's process.
+"""An object on its way through a file: of an interpreter that has no thread to move it, or to a client on this machine; in the server's process.
 
 R writes an object to a file that we made, and reads one from a file that we filled: both in one go of its
 own C code. The file lies in memory where there is room, else in the run directory, and loses its
@@ -101,9 +101,10 @@ class Parcel:
                 os.close(descriptor)
 
 
-def directories(run_directory: Path, size: int = 0) -> list[Path]:
+def directories(run_directory: Path | None, size: int = 0) -> list[Path]:
     """Where a parcel may lie now, the best first; `size`: how large it will be, if that is known."""
-    return [SHARED_MEMORY, run_directory] if has_room(size) else [run_directory]
+    others = [run_directory] if run_directory is not None else []
+    return [SHARED_MEMORY, *others] if has_room(size) else others
 
 
 def has_room(size: int = 0) -> bool:

@@ -6,19 +6,14 @@ in them is ever evaluated here. The work of each transfer runs in the transfer's
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
 import re
-import stat
-from pathlib import Path
 from typing import Any
 
 from ._errors import TransferError, printable
-from ._objects import INLINE, Pushed, as_error, pushed
+from ._objects import INLINE, Pushed, as_error, map_file, pushed
 from ._pieces import MemorySink, MemorySource
 from ._rvalues import LEAD, read, write
-from ._steps import FileHere, ObjectOffer, as_step
+from ._steps import ObjectOffer, as_step
 from ._transfer import Carrier, Forgotten
 from ._values import ValuesError, allocate, clean
 
@@ -81,9 +76,9 @@ def pull(carrier: Carrier, name: str | None, *, format: str | None, into: Any, i
         size = offer.sizes[0]
         carrier.total(size)
         try:
-            data = _near(offer.file, size) if offer.file is not None else None
+            data = map_file(offer.file, size) if offer.file is not None else None
             if data is not None:
-                carrier.step("release", {})
+                carrier.found(size)
             else:
                 data = _received(carrier, offer, size)
         except Forgotten:
@@ -108,27 +103,6 @@ def _received(carrier: Carrier, offer: ObjectOffer, size: int) -> memoryview:
     else:
         raise TransferError("the session sent less or more than it announced", id="corrupt")
     return view
-
-
-def _near(file: FileHere, size: int) -> memoryview | None:
-    """The bytes where the server has them, in memory of ours as soon as we write to it; None: they cannot be read.
-
-    The file is one of this user and just the one that is meant: process numbers mean nothing
-    across containers.
-    """
-    path = Path(f"/proc/{file.pid}/fd/{file.descriptor}")
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            is_meant = (status.st_dev, status.st_ino, status.st_size) == (file.device, file.inode, file.size)
-            is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_nlink
-            if is_meant and is_ours and file.lead + size == file.size:
-                mapped = mmap.mmap(descriptor, file.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-                return memoryview(mapped)[file.lead :]
-        finally:
-            os.close(descriptor)
-    return None
 
 
 def _filled(into: Any, value: Any) -> Any:

@@ -53,7 +53,7 @@ MOST_RUNS = 1000
 MOST_CODE = 64 * 1024 * 1024
 HOLD = 0.002
 TIDY = 1.0
-KILL_AFTER = 2.0
+KILL_AFTER = 5.0
 
 
 class Session:

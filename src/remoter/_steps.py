@@ -167,7 +167,7 @@ class TreeDone(_Step):
 
 
 class FileHere(msgspec.Struct):
-    """An open file of the server, for a client on the same machine: which process has it, as which descriptor.
+    """An open file, for the other end on the same machine: which process has it, as which descriptor.
 
     The object begins after `lead` bytes; `size` counts them too.
     """
@@ -183,8 +183,8 @@ class FileHere(msgspec.Struct):
 class ObjectOffer(_Step):
     """An object of the session: what it is, by a tree and the sizes of its buffers; `inline` holds them if they are few.
 
-    With the format `r` there is no tree, but one buffer that R has serialized; `file` is where a client that
-    asked for that finds it.
+    With the format `r` there is no tree, but one buffer that R has serialized. `file` is where a client that
+    asked for that finds them, each buffer at the next multiple of 64 bytes.
     """
 
     tree: str

@@ -67,6 +67,7 @@ DEPTH = 200
 
 JSON_DEPTH = 3 * DEPTH + 50  # a dict in a dict costs three brackets
 LONGEST_TREE = 64 << 10  # characters; a longer tree is a buffer itself: the control connection stays free
+ALIGNED = 64  # bytes; in a file each buffer begins at a multiple of that, as numpy and Arrow like it
 LONGEST_PIECE = 32 << 10  # bytes; shorter data shares one buffer, the heap
 MOST_NODES = 20_000_000
 MANY = 64  # elements of one kind from which on they go as one column of numbers or of text
@@ -237,6 +238,15 @@ def afford(size: int, what: str) -> None:
             f"{what} needs `{size_in_words(size)}` of memory here",
             cause=f"{size_in_words(free)} are free",
         )
+
+
+def places(sizes: list[int]) -> tuple[list[int], int]:
+    """Where buffers of those sizes begin in a file that is to be mapped, and where the last one ends."""
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(-(-end // ALIGNED) * ALIGNED)
+        end = starts[-1] + size
+    return starts, end
 
 
 def allocate(size: int) -> memoryview:
@@ -550,6 +560,31 @@ class Layout:
                 reader.owners[number], view = reader.makers.get(number, _make_memory)(size)
                 reader.views.append(view)
         return reader.views
+
+    @property
+    def end(self) -> int:
+        """Bytes of a file that `adopt` takes."""
+        return places(self._reader.sizes)[1]
+
+    def adopt(self, memory: memoryview, into: Any = None) -> None:
+        """Take the buffers where they stand already, in place of `allocate` and receiving.
+
+        Args:
+            memory: writable, ours alone, with the buffers at the `places` of their sizes.
+            into: as in `allocate`; then they are copied.
+        """
+        reader = self._reader
+        starts, _ = places(reader.sizes)  # up to `end`
+        found = [memory[start : start + size] for start, size in zip(starts, reader.sizes)]
+        if into is not None:
+            for view, here in zip(self.allocate(into), found):
+                view[:] = here
+            return
+        with blaming("corrupt", _DAMAGED):
+            afford(reader.extra, "what comes")
+            reader.views = found
+            reader.owners = dict(enumerate(found))
+            reader.is_late = True
 
     def _aim(self, into: Any) -> bool:
         """Check that what comes fits; True if it comes as one buffer, which can be the caller's own memory."""

@@ -35,7 +35,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import termios
 import time
 from collections.abc import Callable
@@ -46,6 +45,7 @@ import msgspec
 
 from .._messages import Submit
 from .._workers import worker_command
+from .processes import is_gone
 
 HEADER = struct.Struct("!II")
 READ_SIZE = 128 * 1024
@@ -485,7 +485,11 @@ class Engine:
             self.loop.call_later(0 if self.ended else COMES_BACK, self._give_up, frame)
 
     def _give_up(self, frame: dict[str, Any]) -> None:
-        if frame in self.early:
+        if frame not in self.early:
+            return
+        if self.pid is not None and not self.ended and not is_gone(self.pid):
+            self.loop.call_later(COMES_BACK, self._give_up, frame)  # it is inside one long call of C code
+        else:
             self.early.remove(frame)
             self._reply(self.side, {"id": frame["id"], "error": "the interpreter does not answer"}, {})
 
@@ -557,44 +561,3 @@ class Engine:
             stream.close()
         os.close(self.interrupts)
         os.close(self.input)
-
-
-def is_gone(pid: int) -> bool:
-    """Whether the process has ended, also if nobody has reaped it yet."""
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:  # macOS has no /proc
-        asked = subprocess.run(
-            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-        )
-        state = asked.stdout.strip()[:1] or "Z"
-    return state in ("Z", "X")
-
-
-def measure_memory(pid: int, measured: Callable[[int | None], None]) -> None:
-    """Give the bytes of memory that the process has, without its children, to `measured`; None if it has ended.
-
-    Linux tells in some microseconds; elsewhere a thread asks `ps`, so that nobody waits for that.
-    """
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        loop = asyncio.get_running_loop()
-        asked = loop.run_in_executor(None, _memory_by_ps, pid)
-        asked.add_done_callback(lambda answer: measured(answer.result()))
-    else:
-        measured(pages * os.sysconf("SC_PAGE_SIZE") or None)
-
-
-def _memory_by_ps(pid: int) -> int | None:
-    try:
-        asked = subprocess.run(
-            ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
-        )
-        return int(asked.stdout) * 1024
-    except (OSError, ValueError):  # no such program, or no such process
-        return None

@@ -30,6 +30,9 @@ SWALLOWED = 1 << 63
 AGAIN = 0.02
 """Seconds after which it is looked at again whether an interrupt got through."""
 
+LOOKS = 100
+"""So often, where R has not noted it: the signal may be on its way still, on a machine that has much to do."""
+
 END_AFTER = 3
 """Interrupts after which a program that ignores them is ended."""
 
@@ -78,14 +81,15 @@ class REngine(Engine):
         elif is_ignored or self.pending is not None:
             self.loop.call_later(AGAIN, self._look_again, number, is_ignored)
 
-    def _look_again(self, number: int, was_lost: bool) -> None:
+    def _look_again(self, number: int, was_lost: bool, looks: int = LOOKS) -> None:
         """Send an interrupt again that was lost, or that R has noted while the program it now waits for did not get it."""
-        if self.number != number or self.ended or not (was_lost or self._has_noted()):
+        if self.number != number or self.ended:
             return
-        if was_lost or (self._ignores_interrupts() and self._children() != []):
+        has_noted = self._has_noted()
+        if was_lost or (has_noted and self._ignores_interrupts() and self._children() != []):
             self.interrupt(number)
-        else:
-            self.loop.call_later(AGAIN, self._look_again, number, False)
+        elif has_noted or looks:
+            self.loop.call_later(AGAIN, self._look_again, number, False, max(0, looks - 1))
 
     def _has_noted(self) -> bool:
         """Whether R has got an interrupt that it has not acted on: its own flag, read from outside, for R is busy."""

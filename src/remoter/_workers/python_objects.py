@@ -9,7 +9,7 @@ main thread with the user's code is never waited for. A name is looked up and bo
 whatever runs. The bytes of an object do not go through the side connection: for each stream a
 thread opens a connection of its own to the server and writes, or reads, from beginning to end.
 That is one long system call, during which others may run Python; how fast it gets on is
-decided at the other end, by reading.
+decided at the other end, by reading. For a client on this machine they are copied to a file instead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import base64
 import collections
 import difflib
 import importlib.util
+import mmap
 import os
 import socket
 import sys
@@ -105,7 +106,7 @@ class Arrival:
         self.name = question["name"]
         self.overwrite = question.get("overwrite", True)
         self.layout = layout
-        self.buffers = layout.allocate()
+        self.buffers = layout.allocate() if "file" not in question else []
         self.is_whole = False
         self.ended = threading.Event()
 
@@ -120,6 +121,27 @@ class Arrival:
             buffer[:] = data[place : place + buffer.nbytes]
             place += buffer.nbytes
 
+    def take_file(self, file):
+        """Map the open file of a client on this machine; ours are the pages that we write to."""
+        end = self.layout.end
+        try:
+            descriptor = os.open(
+                "/proc/%d/fd/%d" % (file["pid"], file["descriptor"]), os.O_RDONLY | os.O_CLOEXEC
+            )
+            try:
+                status = os.fstat(descriptor)
+                found = (status.st_dev, status.st_ino, status.st_size, status.st_uid, status.st_nlink)
+                if found != (file["device"], file["inode"], end, os.geteuid(), 0):
+                    raise OSError("that is another file")
+                mapped = mmap.mmap(descriptor, end, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            finally:
+                os.close(descriptor)
+        except (OSError, ValueError) as error:
+            raise Refusal(
+                "TransferError", "the file cannot be seen from here", str(error), kind="far"
+            ) from None
+        self.layout.adopt(memoryview(mapped))
+
 
 def fill(connection, view):
     while view.nbytes:
@@ -132,7 +154,7 @@ def fill(connection, view):
 class Objects:
     """Answers the questions about objects that cross. `names` gives the user's namespace."""
 
-    WHAT = ("pack", "send", "receive", "bind", "drop", "find", "remove")
+    WHAT = ("pack", "send", "copy", "receive", "bind", "drop", "find", "remove")
 
     def __init__(self, worker, here):
         self.worker = worker
@@ -236,13 +258,32 @@ class Objects:
             cloudpickle = load("cloudpickle", start, submodule_search_locations=[folder])
         return cloudpickle
 
-    def send(self, question):
-        transfer = question["transfer"]
+    def offer_of(self, question):
         with self.lock:
-            offer = self.offers.get(transfer)
+            offer = self.offers.get(question["transfer"])
         if offer is None:
             raise Refusal("TransferError", "the object is no longer held in the session", kind="unknown")
         offer.asked = time.monotonic()
+        return offer
+
+    def copy(self, question):
+        """Write the object to a file that whoever asked for it maps: each buffer at its place there."""
+        offer = self.offer_of(question)
+        starts, end = self.values.places(offer.answer["sizes"])
+        descriptor = os.open(question["path"], os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, end)
+            for start, view in zip(starts, offer.views):
+                while view.nbytes:
+                    self.offer_of(question)  # it is still wanted
+                    written = os.pwrite(descriptor, view[:PIECE], start)
+                    start, view = start + written, view[written:]
+        finally:
+            os.close(descriptor)
+        return {}
+
+    def send(self, question):
+        offer = self.offer_of(question)
 
         def write(connection):
             for piece in offer.pieces(question["offset"]):
@@ -293,8 +334,15 @@ class Objects:
         arrival = Arrival(self.values.Layout(question["tree"], question["sizes"]), question)
         with self.lock:
             self.arrivals[transfer] = arrival
-        if "inline" in question:
-            arrival.take_inline(base64.b64decode(question["inline"]))
+        if "inline" in question or "file" in question:
+            try:
+                if "file" in question:
+                    arrival.take_file(question["file"])
+                else:
+                    arrival.take_inline(base64.b64decode(question["inline"]))
+            except BaseException:
+                self.drop(question)
+                raise
             arrival.is_whole = True
             arrival.ended.set()
             return self.bind(question)

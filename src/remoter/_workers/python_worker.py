@@ -39,7 +39,7 @@ HERE = sys._getframe().f_code.co_filename  # as tracebacks name it
 HIGH_FD = 200  # our own file descriptors live above those that user code is likely to number by hand
 HIGHEST_FD = 900
 next_high_fd = HIGH_FD
-ORDER_TIME = 0.02  # seconds that a line on stderr waits for the server to read
+ORDER_TIME = 2.0  # seconds that a line on stderr waits for the server to read; none, if there is no server
 SETTLE_TIME = 1.0  # seconds that a command waits for the server to take a value or a picture
 NAP = 2.0  # seconds that the side thread sleeps when nothing happens
 SOON = 0.005  # seconds until a server that is just starting, in the first second, is looked for again
@@ -177,7 +177,7 @@ class Connection:
             left = deadline - clock()
             poll = select.poll()
             poll.register(self.fileno(), select.POLLIN)
-            if left <= 0 or not poll.poll(left * 1000):
+            if not poll.poll(max(0, left) * 1000):
                 raise OSError(errno.ETIMEDOUT, "the server does not answer")
             try:
                 self.read()
@@ -351,6 +351,8 @@ class Interrupts:
             # The number may be read in this very moment: then ours is a signal too many.
             self.overhang, self.overhang_until = self.overhang + 1, clock() + 1.0
             signal.pthread_kill(self.main, signal.SIGINT)
+            if signal.getsignal(signal.SIGINT) != self.handle:  # the user's own, which knows of no numbers
+                self.read_numbers()
 
     def handle(self, signum, frame):
         if os.getpid() != self.worker.pid:
@@ -531,7 +533,7 @@ class Streams:
     def wait_until_read(self, fd):
         """Until the server has read what was printed to 1 or 2; not long, and not if nobody reads."""
         now = clock()
-        deadline = now + ORDER_TIME
+        deadline = now + ORDER_TIME if self.worker.control.connection is not None else now
         while now >= self.impatient_until:
             try:
                 waiting = fcntl.ioctl(self.fifos[fd], termios.FIONREAD, b"\0\0\0\0")
@@ -1478,7 +1480,7 @@ def describe(value):
     return "\n".join(lines)
 
 
-OBJECT_QUESTIONS = {"pack", "send", "receive", "bind", "drop", "find", "remove"}
+OBJECT_QUESTIONS = {"pack", "send", "copy", "receive", "bind", "drop", "find", "remove"}
 
 
 class Side(threading.Thread):

@@ -45,11 +45,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 LONGEST_RESULT = 65536  # bytes of a value's text in a `result` frame; all of it is on stdout
 LONGEST_LINE = 4000  # bytes that R's console reads as one line
 HOLD = 0.01  # seconds that an unfinished line waits to become a prompt
-HOLD_ERROR = 0.3  # seconds that what looks like an error waits for R's prompt
+HOLD_ERROR = 1.0  # seconds that what looks like an error waits for R's prompt
 PROMPT_TIME = 0.005  # seconds after which a prompt is one, where nothing tells whether R waits
 FIRST_TIME = 0.15  # the same while nothing is known of R's prompt
 KNOWN_PATIENCE = 0.3  # seconds that a question waits for R, before what was last known is the answer
-SIGNAL_TIME = 0.5  # seconds within which R, which waits for a line, gets a signal that has been announced
+SIGNAL_TIME = 5.0  # seconds within which the signal comes that has been announced
+HEED_TIME = 0.5  # seconds within which R, which waits for a line, has heeded it
 MOST_QUESTIONS = 50  # that a profile may ask
 MOST_REFUSALS = 300  # questions of one expression that find no answer, until it is interrupted
 MOST_INTERRUPTS = 25  # that it may mind as little, until R is ended
@@ -319,7 +320,10 @@ class Console:
     def may_end_interrupt(self):
         """Whether this may be the line that R ends on stderr when it is interrupted: not output, whatever else comes from
         the other pipe meanwhile."""
-        return not self.held.strip(b"\n") and clock() - self.worker.signalled < ENDING
+        return (
+            not self.held.strip(b"\n")
+            and clock() - max(self.worker.signalled, self.worker.announced) < ENDING
+        )
 
     def may_be_prompt_or_question(self):
         return self.may_be_prompt() or self.may_be_question() or self.may_be_top()
@@ -391,7 +395,8 @@ class Console:
 
     def wait_until_read(self, stream):
         """Until the server has read what went to the other stream: two pipes have no common order."""
-        deadline = clock() + python_worker.ORDER_TIME
+        is_read = self.worker.control.connection is not None
+        deadline = clock() + (python_worker.ORDER_TIME if is_read else 0)
         while waiting_bytes(self.outlets[stream]) and clock() < deadline:
             pause(0.00005)
 
@@ -496,7 +501,7 @@ class Worker:
         self.is_trying = False  # a line is typed that R takes at its top level
         self.was_deaf = False  # R had a program run in its place a moment ago, which gets the interrupts
         self.was_interrupted = False  # in the expression that was evaluated last
-        self.signalled = 0.0
+        self.signalled = self.announced = 0.0  # when an interrupt's signal came last, and its number
         self.menu_prompt = "Selection: "  # in R's language
         self.refusals = 0  # questions in a row to which there was no answer
         self.has_given_up = False  # of a browser that there was none for
@@ -634,6 +639,8 @@ class Worker:
         if self.console.tail or self.console.held:
             longest = min(longest, HOLD / 4)
         ready = {descriptor for descriptor, _ in poll.poll(longest * 1000)}
+        if self.is_evaluating and not self.was_deaf:
+            self.was_deaf = program.ignores_interrupts()  # before anybody can answer to what it has printed
         if self.waker.fileno() in ready:
             self.waker.clear()
         self.read_frames()
@@ -714,7 +721,7 @@ class Worker:
             return
         now = clock()
         if self.strike_at is None:
-            self.signalled = now
+            self.announced = now
             is_missed = now - self.program.typed < 0.1 or self.was_deaf or self.program.ignores_interrupts()
             self.strike_at = now + 0.1 if is_missed else float("inf")
         elif now > self.strike_at and not (self.console.at_prompt() or self.program.ignores_interrupts()):
@@ -1044,8 +1051,15 @@ class Worker:
             self.decline("Q" if is_browser else "0" if question == self.menu_prompt else "")
 
     def wait_for_signal(self):
-        """The interrupt has been announced; R may get it a moment later, and a line would be an answer, or code at its top level."""
-        while clock() - self.signalled < SIGNAL_TIME:
+        """The interrupt has been announced; R may get it a moment later, and a line would be an answer, or code at its top level.
+
+        We get the signal when R does.
+        """
+        while True:
+            has_come = self.signalled >= self.announced - HEED_TIME
+            since, longest = (self.signalled, HEED_TIME) if has_come else (self.announced, SIGNAL_TIME)
+            if clock() - since > longest:
+                return
             if self.console.tail or self.program.waits_at_top():
                 return
             self.look(0.05)

@@ -131,7 +131,7 @@ R_HALF = """local(envir = new.env(parent = baseenv()), {
 
 BLOCK = re.compile(r"[{\\]|function")  # what has a source of its own: blocks and functions, `\(x)` too
 COLORS = "R_CLI_NUM_COLORS"  # what R's packages look at
-SIGNAL_TIME = 0.05  # seconds in which the signal of an interrupt has come after its number
+SIGNAL_TIME = 0.5  # seconds in which the signal of an interrupt has come after its number
 SHOW_TIME = 1.0  # seconds after which a plot is shown although the run goes on
 
 
