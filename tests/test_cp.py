@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remoter import _cli
@@ -94,6 +94,7 @@ def test_one_letter_before_a_colon_is_a_drive_on_windows_and_a_session_elsewhere
         assert find_place(word, is_windows=False) == Place(word[2:], word[0])
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(
         ["", "big", "a.b-c_d", "big:55555", "[::1]:1024", "ssh://u@h:22/main", "tcp://h", "ssh://h"]
@@ -104,6 +105,7 @@ def test_any_address_with_any_path_without_a_colon_comes_apart_as_it_was_put_tog
     assert find_place(f"{address}:{path}", is_windows=False) == Place(path, address)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
 def test_any_word_has_a_meaning_or_an_error_with_a_hint_and_an_address_that_is_one(word):
     try:

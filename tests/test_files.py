@@ -191,6 +191,7 @@ def test_names_that_are_no_text_survive(there):
     assert (there / name).read_bytes() == b"abc"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1))
 def test_the_part_of_every_name_that_fits_fits_too(name):
     part = part_name(name)
@@ -699,7 +700,7 @@ def test_where_there_is_no_preadv_it_is_read_too(tmp_path, there, monkeypatch):
 def test_a_trail_follows_no_link_and_closes_all_it_opens(tmp_path):
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "b")
-    before = len(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     trail = _folders.Trail(Folder.open(os.fspath(tmp_path)), make=True)
     for path in (b"a/b/c", b"a", b"", b"a/b", b"new/deep/er", b"a/b/c"):
         folder = trail.go(path)
@@ -715,7 +716,7 @@ def test_a_trail_follows_no_link_and_closes_all_it_opens(tmp_path):
     with pytest.raises(OSError, match="more than 100 folders"):
         trail.go(b"/".join([b"d"] * 101))
     trail.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # fewer: what an earlier test has left was collected
 
 
 def test_a_folder_that_may_be_passed_but_not_listed_is_passed(tmp_path, there):

@@ -97,6 +97,7 @@ def flip(data, at):
 # --- what arrives is what was sent -----------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=3000),
     st.lists(st.integers(0, 700), max_size=6),
@@ -117,6 +118,7 @@ def test_memory_arrives_however_it_is_divided_at_either_end(data, here, there):
     assert sink.finish() == {}
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=2000), st.data())
 def test_any_stretch_of_memory_can_be_read(data, draw):
     source = MemorySource(split(data, draw.draw(st.lists(st.integers(0, 300), max_size=8))))
@@ -177,6 +179,7 @@ def test_whatever_is_lost_or_damaged_the_stream_arrives_whole(size, damaged, cut
     assert wire.buffer == data
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000))
 def test_a_stream_goes_on_from_where_its_sink_is(position):
     data = os.urandom(3000)
@@ -287,6 +290,7 @@ def test_a_frame_that_tells_the_right_size_and_holds_more_is_damaged():
         wire.receiving.take(chunk_of(bytes(1000), packed=True), memoryview(payload))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 20), st.integers(1, 400), st.binary(min_size=16, max_size=16))
 def test_no_bytes_of_a_sender_do_more_than_fail(payload, offset, size, digest):
     wire = Wire(bytes(300))

@@ -23,7 +23,7 @@ def test_a_program_that_ignores_interrupts_is_ended_by_the_third(r_session):
     run = begun(r_session, code)
     for _ in range(3):
         run.interrupt()
-    result = run.wait(10)
+    result = run.wait(40)
     assert result.status == "interrupted"
     assert "went on" not in result.stdout
 
@@ -32,16 +32,16 @@ def test_an_interrupt_that_r_has_noted_before_it_waits_for_a_program_reaches_tha
     code = """cat("on\\n"); { crossprod(matrix(0.5, 1000, 1000)); system("sleep 60") }"""
     run = begun(r_session, code)
     run.interrupt()
-    assert run.wait(20).status == "interrupted"
+    assert run.wait(40).status == "interrupted"
 
 
 def test_an_interrupt_of_a_run_that_an_earlier_server_began(r_served):
     with r_served.connect() as session:
         run = begun(session, 'cat("on\\n"); repeat {}')
         os.kill(session.info.server_pid, 9)
-        wait_for(lambda: session.info.link == "ok" and session.info.server_pid != r_served.server_pid)
+        wait_for(lambda: session.info.link == "ok" and session.info.server_pid != r_served.server_pid, 60)
         run.interrupt()
-        assert run.wait(10).status == "interrupted"
+        assert run.wait(40).status == "interrupted"
 
 
 def test_a_restart_is_no_death_of_its_own(r_served):
@@ -49,9 +49,9 @@ def test_a_restart_is_no_death_of_its_own(r_served):
         run = begun(session, 'cat("on\\n"); Sys.sleep(60)')
         waiting = session.submit("2")
         session.restart()
-        assert run.wait(10).status == "interrupted"
+        assert run.wait(40).status == "interrupted"
         with pytest.raises(remoter.SessionDiedError) as caught:
-            waiting._raise_if_failed(waiting.wait(10))
+            waiting._raise_if_failed(waiting.wait(40))
         assert "was restarted" in str(caught.value.cause)
         assert session.run("1", quiet=True).text == "[1] 1"
 

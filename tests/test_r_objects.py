@@ -1,13 +1,13 @@
 """Values of an R session that cross: here and back, between two R sessions, between R and Python."""
 
+import contextlib
 import os
 import sys
-import time
 
 import pytest
 
 import remoter
-from remoter import NameNotFoundError, TransferError
+from remoter import NameNotFoundError, RemoterError, TransferError, _parcel
 
 from .waiting import wait_for
 
@@ -66,6 +66,29 @@ KINDS = {
     "own class": "structure(list(a = 1), class = 'mine', note = 'kept')",
     "S4": "{setClass('P', representation(x = 'numeric')); new('P', x = 1)}",
 }
+
+
+def in_shared_memory(served):
+    """What lies there of that session; others have files there too, those of other tests among them."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(_parcel.label(served.directory))}
+
+
+@contextlib.contextmanager
+def held(session, gate):
+    """R is inside one call that asks nobody until it is let go: it reads a file to which we write nothing."""
+    os.mkfifo(gate)
+    run = session.submit(f'held <- readLines("{gate}")')
+
+    def open_it():
+        with contextlib.suppress(OSError):  # R does not read it yet
+            return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+        return None
+
+    writer = wait_for(open_it, 15, "R to be inside of the call")
+    try:
+        yield run
+    finally:
+        os.close(writer)
 
 
 def identical(session, one, other):
@@ -207,11 +230,7 @@ def test_large_vectors_cross_both_ways_also_over_the_port(r_session, r_shared):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
-def test_nothing_is_left_in_shared_memory(r_session):
-    def left():
-        return [name for name in os.listdir("/dev/shm") if name.startswith(".remoter-")]
-
-    before = set(left())
+def test_nothing_is_left_in_shared_memory(r_session, r_shared):
     r_session.run("x <- numeric(1e6)")
     value = r_session.pull("x")
     r_session.push("y", value)
@@ -219,7 +238,19 @@ def test_nothing_is_left_in_shared_memory(r_session):
         r_session.push("x", 1, overwrite=False)
     with pytest.raises(NameNotFoundError):
         r_session.pull("nothing")
-    wait_for(lambda: not set(left()) - before, what="the files are gone")
+    wait_for(lambda: not in_shared_memory(r_shared.served), what="the files are gone")
+
+
+def variables(session):
+    """A list of them from R itself, which may be late: it has a second to answer."""
+
+    def ask():
+        with contextlib.suppress(RemoterError):
+            listed = session.variables()
+            return None if any("age" in each for each in listed) else listed
+        return None
+
+    return wait_for(ask, 15, "R to list its variables")
 
 
 def test_values_are_looked_up_beside_a_running_command(r_session):
@@ -228,27 +259,27 @@ def test_values_are_looked_up_beside_a_running_command(r_session):
     wait_for(lambda: run.status == "running", what="it runs")
     assert list(r_session.pull("x")) == [1, 2, 3]
     r_session.push("y", 5)
-    assert [each["name"] for each in r_session.variables()] or True
+    assert {"x", "y"} <= {each["name"] for each in variables(r_session)}
     run.interrupt()
-    assert run.wait(5).status == "interrupted"
+    assert run.wait(10).status == "interrupted"
     run = r_session.submit("Sys.sleep(60)")
     wait_for(lambda: run.status == "running", what="it sleeps")
     assert r_session.pull("y") == 5
     run.interrupt()
-    assert run.wait(5).status == "interrupted"
+    assert run.wait(10).status == "interrupted"
 
 
-def test_a_list_of_variables_that_cannot_be_fresh_is_given_with_its_age(r_session):
+def test_a_list_of_variables_that_cannot_be_fresh_is_given_with_its_age(r_session, home):
     r_session.run("m <- matrix(runif(1200^2), 1200); y <- 1")
-    fresh = r_session.variables()
+    fresh = variables(r_session)
     assert {"m", "y"} <= {each["name"] for each in fresh}
     shape = next(each["shape"] for each in fresh if each["name"] == "m")
     assert shape == [1200, 1200]
-    run = r_session.submit("s <- svd(m)")
-    wait_for(lambda: run.status == "running", what="it computes")
-    old = r_session.variables()
+    with held(r_session, home / "gate") as run:
+        old = r_session.variables()
     assert {"m", "y"} <= {each["name"] for each in old}
-    run.wait(60)
+    assert all(each["age"] > 0 for each in old)
+    assert run.wait(10).status == "ok"
 
 
 def test_r_to_r_is_identical_and_code_goes_unharmed(r_session, r_served):
@@ -280,9 +311,7 @@ def test_a_pull_goes_on_after_the_server_was_killed(r_served):
     with r_served.connect() as session:
         session.run("x <- numeric(2e6) + 1")
         os.kill(session.info.server_pid, 9)
-        start = time.monotonic()
         assert session.pull("x").sum() == 2e6
-        assert time.monotonic() - start < 20
 
 
 def test_a_python_session_gets_plain_values_and_no_classes_of_ours(r_session, served):
@@ -305,19 +334,15 @@ def test_a_python_session_gets_plain_values_and_no_classes_of_ours(r_session, se
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
-def test_a_server_that_is_killed_while_r_has_not_answered_leaves_nothing_in_shared_memory(r_served):
-    def left():
-        return {name for name in os.listdir("/dev/shm") if name.startswith(".remoter-")}
-
-    before = left()
+def test_a_server_that_is_killed_while_r_has_not_answered_leaves_nothing_in_shared_memory(r_served, home):
     with r_served.connect() as session:
-        session.run("x <- numeric(1e6); m <- matrix(runif(1000^2), 1000)")
-        run = session.submit("s <- svd(m)")
-        wait_for(lambda: run.status == "running", what="it computes")
-        transfer = session.pull("x", background=True)
-        wait_for(lambda: left() - before, what="the file is there for R to fill")
-        os.kill(session.info.server_pid, 9)
+        session.run("x <- numeric(1e6)")
+        with held(session, home / "gate") as run:
+            transfer = session.pull("x", background=True)
+            wait_for(lambda: in_shared_memory(r_served), what="the file is there for R to fill")
+            os.kill(r_served.server_pid, 9)
+            wait_for(lambda: session.info.server_pid != r_served.server_pid, 15, "the next server")
         assert len(transfer.wait(30)) == 1e6
         run.wait(30)
     r_served.stop()
-    assert not left() - before
+    assert not in_shared_memory(r_served)

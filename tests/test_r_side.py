@@ -26,7 +26,7 @@ def run_r(r_program, code, folder, **environment):
         [r_program, "--vanilla", "--no-echo", f"--file={script}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=folder,
         env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -527,8 +528,14 @@ def test_odd_prompts_are_nobodys_business(r):
 
 
 def test_each_page_is_shown_once_by_a_run_and_again_by_one_that_goes_on_with_it(r):
-    displays = r.run('plot(1); cat("drawn\\n")\nlines(1:2)\nplot(2)').of("display")
-    assert [frame["update"] for frame in displays] == [False, False]
+    r.run("plot(0)\ngraphics.off()")  # the first takes longer
+    outcome = r.run('plot(1); cat("drawn\\n")\nlines(1:2)\nplot(2)')
+    displays = outcome.of("display")
+    if outcome.done["elapsed"] > 1.0:  # what goes on for so long shows a page before it is finished, too
+        displays = list({frame["display"]: frame for frame in displays}.values())
+        assert len(displays) == 2
+    else:
+        assert [frame["update"] for frame in displays] == [False, False]
     displays += r.run("lines(1:2)").of("display")
     assert displays[2]["update"]
     assert displays[0]["display"] != displays[1]["display"] == displays[2]["display"]
@@ -594,8 +601,10 @@ def test_r_ends_cleanly_whatever_it_does(own, code):
     if code:
         own.submit(f'cat("on"); {code}')
         own.until_printed("on")
+        if "sleep" in code:  # a signal that comes just before would not end it
+            wait_for(lambda: is_waiting(own.pid), 60)
         os.kill(own.pid, signal.SIGTERM)
-        assert own.process.wait(10) == 0
+        assert own.process.wait(60) == 0
     else:
         assert own.stop() == 0
     assert not os.path.exists(temporary)
@@ -606,7 +615,7 @@ def test_r_ends_when_its_keeper_is_gone_for_good(own):
     own.submit("while (TRUE) {}")
     Path(own.folder, "lock").touch()
     own.vanish()
-    assert own.process.wait(15) == 0
+    assert own.process.wait(60) == 0
 
 
 # --- profiles ----------------------------------------------------------------------------------
@@ -639,7 +648,7 @@ def test_a_profile_that_quits_ends_the_worker(own, tmp_path):
         cwd=own.folder,
         stdin=subprocess.DEVNULL,
     )
-    assert process.wait(15) == 3
+    assert process.wait(60) == 3
 
 
 # --- the server goes and comes -----------------------------------------------------------------
@@ -666,10 +675,11 @@ def test_a_flood_waits_for_a_server_and_can_be_interrupted(own):
     own.spawn()
     number = own.submit('for (i in 1:200000) cat("line", i, "\\n")')
     own.vanish()
-    wait_for(lambda: is_waiting(own.pid))
+    wait_for(lambda: not select.select([], [own.fifos["out"]], [], 0)[1], 60, "a full pipe")
+    wait_for(lambda: is_waiting(own.pid), 60)
     own.listen()
     own.meet()
-    assert own.finish(number, 30).stdout.count("\n") == 200_000
+    assert own.finish(number).stdout.count("\n") == 200_000
     own.submit('repeat cat("line\\n")')
     own.until_printed("line")
     own.interrupt()
@@ -681,7 +691,7 @@ def test_a_killed_server_costs_nothing(r_served):
         run = session.submit('for (i in 1:40) {cat(i, ""); Sys.sleep(0.02)}; x <- 7; x')
         next(event for event in run.events() if event.kind == "stdout")
         os.kill(r_served.server_pid, signal.SIGKILL)
-        result = run.wait(20)
+        result = run.wait(60)
         assert result.stdout.split()[:40] == [str(i) for i in range(1, 41)]
         assert result.text == "[1] 7"
         assert session.run("x", quiet=True).text == "[1] 7"

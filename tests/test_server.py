@@ -92,7 +92,7 @@ def test_an_interpreter_too_old_says_so(serve, home):
 def test_nothing_is_left_of_a_session_that_could_not_start(serve, home):
     with pytest.raises(remoter.RemoterError):
         serve(python="/no/such/python")
-    wait_for(lambda: not list((home / "runtime").glob("*")), what="the run directory is gone")
+    wait_for(lambda: not list((home / "runtime").glob("*")), timeout=40, what="the run directory is gone")
     assert not list((home / "state" / "servers").glob("*"))
 
 

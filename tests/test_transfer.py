@@ -125,7 +125,13 @@ def threads_of(*names):
 
 
 def descriptors():
-    return sorted(os.listdir("/proc/self/fd"))
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def patient_end(monkeypatch):
+    """The last word of a connection is waited for, however long libzmq's thread gets no turn; nothing repeats it here."""
+    monkeypatch.setattr("remoter._transfer.LINGER", 10_000)
 
 
 class Gated:
@@ -135,6 +141,7 @@ class Gated:
         self.stream, self.at = stream, at
         self.size = stream.size
         self.reached, self.opened = threading.Event(), threading.Event()
+        self.stopped_at = 0
         self.closed = 0
 
     @property
@@ -147,6 +154,7 @@ class Gated:
             self.opened.wait(15)
 
     def read(self, offset, into):
+        self.stopped_at = offset
         self._pass(offset + len(into))
         self.stream.read(offset, into)
 
@@ -210,7 +218,7 @@ def test_two_at_once_do_not_disturb_each_other(house, begin):
     assert there == DATA[::-1]
 
 
-def test_the_session_is_told_when_a_transfer_is_over(house, begin):
+def test_the_session_is_told_when_a_transfer_is_over(house, begin, patient_end):
     control = Control()
 
     def work(carrier):
@@ -314,21 +322,34 @@ def test_a_silent_connection_is_given_up_by_its_heartbeats(house, proxy, begin, 
     assert here == DATA
 
 
-def test_a_source_that_waits_is_told_from_a_connection_that_is_lost(house, proxy, begin, monkeypatch):
-    monkeypatch.setattr("remoter._passage.HEARTBEAT", 50)
-    monkeypatch.setattr("remoter._passage.HEARTBEAT_TIMEOUT", 200)
+class CountingProxy(Proxy):
+    """A network that counts how often something came back from the server."""
+
+    answers = 0
+
+    def _pass_on(self, end):
+        with contextlib.suppress(OSError):
+            self.answers += end.getpeername() == self.target
+        super()._pass_on(end)
+
+
+def test_a_source_that_waits_is_told_from_a_connection_that_is_lost(house, begin, monkeypatch):
+    # Only the intervals are short: a timeout as short would pass while any of the threads gets no turn.
+    monkeypatch.setattr("remoter._passage.HEARTBEAT", 20)
     monkeypatch.setattr("remoter._transfer.STREAM_PATIENCE", 0.1)
     source = Gated(MemorySource([DATA]), 5 * MIB)
     house.dock.offer("t", source)
-    transfer = begin(pull(MemorySink([bytearray(len(DATA))])), house.at_port(proxy.port))
-    assert source.reached.wait(10)
-    wait_for(lambda: transfer.progress.note == "waiting for the session", what="the wait to be told")
-    connections = list(proxy.pairs)
-    time.sleep(0.5)  # longer than heartbeats may be away
-    assert transfer.progress.note == "waiting for the session"
-    assert list(proxy.pairs) == connections
-    source.opened.set()
-    transfer.wait(15)
+    with contextlib.closing(CountingProxy((LOOPBACK, house.port))) as proxy:
+        transfer = begin(pull(MemorySink([bytearray(len(DATA))])), house.at_port(proxy.port))
+        assert source.reached.wait(10)
+        wait_for(lambda: transfer.progress.done == source.stopped_at, what="all before the gate to be here")
+        wait_for(lambda: transfer.progress.note == "waiting for the session", what="the wait to be told")
+        connections, before = list(proxy.pairs), proxy.answers
+        wait_for(lambda: proxy.answers >= before + 10, what="heartbeats that are answered")
+        assert transfer.progress.note == "waiting for the session"
+        assert list(proxy.pairs) == connections
+        source.opened.set()
+        transfer.wait(15)
 
 
 def test_the_last_word_of_the_session_is_heard_after_a_cut_too(house, proxy, begin):
@@ -342,8 +363,9 @@ def test_the_last_word_of_the_session_is_heard_after_a_cut_too(house, proxy, beg
 
 
 def test_every_attempt_asks_where_the_server_is_now(house, begin):
-    with socket.create_server((LOOPBACK, 0)) as nobody:
-        port = nobody.getsockname()[1]
+    nobody = socket.socket()  # it has the port, so nobody else gets it, and does not listen
+    nobody.bind((LOOPBACK, 0))
+    port = nobody.getsockname()[1]
     places = iter([ConnectError("not now"), OSError("not now"), house.at_port(port), house.at_socket()])
     asked = []
 
@@ -354,7 +376,8 @@ def test_every_attempt_asks_where_the_server_is_now(house, begin):
         return asked[-1]
 
     house.dock.offer("t", MemorySource([DATA[:10]]))
-    begin(pull(MemorySink([bytearray(10)])), place).wait(10)
+    with nobody:
+        begin(pull(MemorySink([bytearray(10)])), place).wait(10)
     assert len(asked) == 4
 
 
@@ -442,6 +465,7 @@ def test_a_server_that_was_started_again_is_told_of_the_transfer_again(house, be
         source = house.dock._berths["t"].source
         source.reached.wait(10)
         house.dock.stop(timeout=0.2)  # its thread still reads
+        house.dock._thread.join(10)  # or it would take the next one's socket away with its own
         source.opened.set()
         house.dock = Dock(house.path.parent, house.keys, house.keyring)
         house.dock.start()
@@ -501,7 +525,7 @@ def test_what_fails_there_is_raised_here(house, begin, direction):
 
 
 @pytest.mark.parametrize("direction", ["pull", "push"])
-def test_what_fails_here_is_told_there_and_closed(house, begin, direction):
+def test_what_fails_here_is_told_there_and_closed(house, begin, patient_end, direction):
     heard = []
 
     class Failing(MemorySink):
@@ -569,7 +593,8 @@ def test_an_error_that_is_kept_holds_nothing_of_what_was_on_its_way(house, begin
     held = weakref.ref(sink)
     transfer = begin(pull(sink), house.at_socket())
     with pytest.raises(TransferError) as caught:
-        transfer.wait(5)
+        transfer.wait(10)
+    wait_for(lambda: not threads_of("remoter-transfer"), what="its thread, which has the work, to end")
     del sink
     gc.collect()
     assert held() is None
@@ -675,6 +700,7 @@ def test_what_a_server_lies_about_is_an_error_and_not_taken(impostor, begin, lie
 
 def test_a_server_that_breaks_every_connection_is_given_up(impostor, begin, monkeypatch):
     monkeypatch.setattr("remoter._transfer.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("remoter._transfer.QUICKLY", 60)  # how long one lasts is not ours to say
     server, place = impostor(answering(payload=bytes(9 * MIB)))  # libzmq itself refuses that
     with pytest.raises(TransferError, match="every connection breaks"):
         begin(pull(MemorySink([bytearray(MIB)])), place).wait(15)
@@ -716,20 +742,21 @@ def test_what_makes_no_sense_is_skipped(impostor, begin):
 
 
 def test_a_server_that_does_not_answer_is_tried_again(impostor, begin, monkeypatch):
-    monkeypatch.setattr("remoter._transfer.ATTEMPT", 0.2)
+    monkeypatch.setattr("remoter._transfer.ATTEMPT", 0.7)  # in which a connection has to be made, too
+    monkeypatch.setattr("remoter._transfer.LONGEST_PAUSE", 0.05)
     server, place = impostor(lambda message: [])
     transfer = begin(pull(MemorySink([bytearray(3)])), place)
-    wait_for(lambda: server.joins > 1, what="another attempt")
+    wait_for(lambda: server.joins > 1, 15, what="another attempt")
     assert transfer.status == "running"
 
 
 # --- waiting, cancelling, ending -------------------------------------------------------------
 
 
-def stuck_in_place(entered):
+def stuck_in_place(entered, left):
     def place():
         entered.set()
-        time.sleep(1)
+        left.wait(15)
         raise LinkLostError("too late")
 
     return place
@@ -737,7 +764,7 @@ def stuck_in_place(entered):
 
 @pytest.mark.parametrize("state", ["step", "pull", "push", "connecting", "place", "before"])
 def test_a_cancelled_transfer_ends_at_once_and_leaves_nothing(house, begin, state):
-    entered = threading.Event()
+    entered, left = threading.Event(), threading.Event()
     control = Control(lambda transfer, what, data: entered.set() or (None if what == "pull" else {}))
     place = house.at_port()
     work = pull(MemorySink([bytearray(len(DATA))]))
@@ -751,27 +778,27 @@ def test_a_cancelled_transfer_ends_at_once_and_leaves_nothing(house, begin, stat
     elif state == "connecting":
         place = Place(client_keys(), house.keys.public, None, LOOPBACK, 9)
     elif state == "place":
-        place = stuck_in_place(entered)
+        place = stuck_in_place(entered, left)
     else:
         house.dock.offer("t", source)
     transfer = begin(work, place, control)
     if state in ("step", "place"):
-        assert entered.wait(5)
+        assert entered.wait(10)
     elif state in ("pull", "push"):
         wait_for(lambda: transfer.progress.done > 4 * MIB, what="it to be under way")
-    began = time.monotonic()
     transfer.cancel()
     with pytest.raises(TransferError) as caught:
-        transfer.wait()
-    assert time.monotonic() - began < 1.0  # 0.2 s, but for a machine that is busy
+        transfer.wait()  # it comes back although what it is stuck in goes on only now
     assert caught.value.id == "cancelled"
     assert transfer.status == "cancelled"
+    left.set()
     source.opened.set()
     if state == "push":
         house.dock._berths["t"].sink.opened.set()
     wait_for(lambda: not threads_of("remoter-transfer"), what="the end of the thread")
     house.dock.drop("t")
-    wait_for(lambda: descriptors() == before and not threads_of("remoter-berth"), what="all to be closed")
+    # Others may be fewer by now: what an earlier test has left is closed when it is collected.
+    wait_for(lambda: descriptors() <= before and not threads_of("remoter-berth"), what="all to be closed")
     if state == "step":
         assert control.steps == [("t", "pull"), ("t", "release")]
 
@@ -828,7 +855,7 @@ def test_who_waits_is_shown_the_progress_also_while_nothing_moves(house, begin, 
 
     def show(progress):
         seen.append((time.monotonic(), progress, threading.current_thread()))
-        if len(seen) == 6:
+        if len(seen) > 5 and progress.note == "waiting for the session" and not answer.done():
             answer.set_result({})
 
     assert begin(work, None, lambda *step: answer).wait(10, show=show) == 5
@@ -851,14 +878,20 @@ def test_ctrl_c_while_waiting_cancels_and_is_raised(house, begin):
         return carrier.receive(MemorySink([bytearray(len(DATA))]), transfer=carrier.id)
 
     transfer = begin(work, house.at_socket(), control)
-    assert source.reached.wait(5)
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    assert source.reached.wait(10)
+    waits = threading.Event()
+
+    def press():
+        if waits.wait(15):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
-        transfer.wait()
-    timer.join()
+        transfer.wait(show=lambda progress: waits.set())
+    thread.join()
     assert transfer.status == "cancelled"
-    assert control.steps[-1] == ("t", "release")
+    wait_for(lambda: control.steps[-1] == ("t", "release"), what="the session to be told")
     source.opened.set()
 
 
@@ -896,10 +929,13 @@ def test_a_fork_cannot_use_it(begin):
 PROGRAM = """
 import sys, threading
 from concurrent.futures import Future
+from remoter import _transfer
 from remoter._connection import Place
 from remoter._pieces import MemorySink
 from remoter._security import client_keys
 from remoter._transfer import Transfer
+
+_transfer.GRACE = 10  # how soon its thread gets a turn is not what is looked at
 
 steps = []
 def ask(transfer, what, data):
@@ -955,7 +991,7 @@ dock.start()
 listener = socket.create_server(("127.0.0.1", int(sys.argv[2])))
 door = Door([listener], directory / "zmq.sock", None, data=directory / "data.sock")
 door.start()
-print(json.dumps([listener.getsockname()[1], keys.public]), flush=True)
+print(json.dumps(keys.public), flush=True)
 for line in sys.stdin:
     name, size = json.loads(line)
     dock.offer(name, MemorySource([bytes(range(256)) * (size // 256)]))
@@ -969,7 +1005,11 @@ class Server:
     """A dock and a door in a process of their own, which can be killed and started again."""
 
     def __init__(self, directory):
-        self.directory, self.port = directory, 0
+        self.directory = directory
+        self.holder = socket.socket()  # the port is ours while no server has it
+        self.holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.holder.bind((LOOPBACK, 0))
+        self.port = self.holder.getsockname()[1]
         self.start()
 
     def start(self):
@@ -979,7 +1019,7 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.port, self.public = json.loads(self.process.stdout.readline())
+        self.public = json.loads(self.process.stdout.readline())
 
     def offer(self, name, size):
         print(json.dumps([name, size]), file=self.process.stdin, flush=True)
@@ -991,7 +1031,7 @@ class Server:
             self.process.stdin.close()
 
     def stop(self):
-        with self.process:
+        with self.holder, self.process:
             self.process.stdin.close()
             assert self.process.wait(10) == 0
 

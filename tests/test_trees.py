@@ -615,7 +615,7 @@ parts = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(parts, max_size=6).map(b"/".join) | st.binary(max_size=12))
 def test_what_is_let_through_stays_inside(path):
     try:
@@ -633,7 +633,7 @@ def test_an_escape_behind_thousands_of_good_paths_ends_it_too():
             decode_manifest(encode_manifest(Manifest([*entries, Entry(bad, "file", 0o644, NOON)])))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_garbage_for_a_manifest_is_an_error(data):
     with contextlib.suppress(TransferError):

@@ -166,7 +166,7 @@ class Server:
     def meet(self) -> Server:
         """Both connections of the worker come and say hello."""
         assert self.listener is not None
-        self.listener.settimeout(10)
+        self.listener.settimeout(60)
         while self.control is None or self.side is None:
             line = Line(self.listener.accept()[0])
             while not line.frames and not line.ended:
@@ -179,12 +179,20 @@ class Server:
             if (old := getattr(self, hello["role"])) is not None:  # lost before both were there
                 old.socket.close()
             if hello["role"] == "control":
-                line.send(type="welcome", received=self.received)
-                self.control = line
+                self.control = line if self.welcome(line) else None
             else:
                 self.side = line
         self.pid = self.hellos["control"]["pid"]
         return self
+
+    def welcome(self, line: Line) -> bool:
+        """Whether the worker is still there: it waits two seconds for that word, and then comes again."""
+        try:
+            line.send(type="welcome", received=self.received)
+        except ConnectionError:
+            line.socket.close()
+            return False
+        return True
 
     def vanish(self) -> None:
         """The server dies: no connections, no listener."""
@@ -199,7 +207,7 @@ class Server:
             if self.process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(60)
         for fd in self.fifos.values():
             os.close(fd)
         shutil.rmtree(self.folder)
@@ -245,7 +253,7 @@ class Server:
                 self.seen.append(frame)
             control.frames.clear()
 
-    def until(self, condition: Any, timeout: float = 15) -> Any:
+    def until(self, condition: Any, timeout: float = 60) -> Any:
         deadline = time.monotonic() + timeout
         while not (found := condition()):
             assert time.monotonic() < deadline, f"waited for nothing: {self.seen} {self.output}"
@@ -261,7 +269,7 @@ class Server:
                 return frame
         return None
 
-    def finish(self, number: int | None = None, timeout: float = 15) -> Outcome:
+    def finish(self, number: int | None = None, timeout: float = 60) -> Outcome:
         number = number or self.number
         self.until(lambda: self.find("done", number), timeout)
         self.pump(0)
@@ -305,7 +313,7 @@ class Server:
     def stop(self) -> int:
         assert self.control is not None and self.process is not None
         self.control.send(type="stop")
-        return self.process.wait(10)
+        return self.process.wait(60)
 
 
 @pytest.fixture
@@ -597,32 +605,44 @@ def test_a_timed_script_echoes_and_times_each_statement(session):
 
 # --- interrupts --------------------------------------------------------------------------------
 
+# What stands first is done before it is said that the run has begun: an interrupt is meant for what stands last.
 BLOCKERS = {
-    "sleep": "import time; time.sleep(60)",
-    "loop": "while True: pass",
-    "lock": "import threading; l = threading.Lock(); l.acquire(); l.acquire()",
-    "socket": "import socket; a, b = socket.socketpair(); a.recv(1)",
-    "queue": "import queue; queue.Queue().get()",
-    "thread": "import threading; t = threading.Thread(target=__import__('time').sleep, args=(1.5,)); t.start(); t.join()",
-    "await": "import asyncio; await asyncio.sleep(60)",
-    "asyncio.run": "import asyncio; asyncio.run(asyncio.sleep(60))",
-    "subprocess": "import subprocess; subprocess.run(['sleep', '60'])",
-    "C sleep": "import ctypes; ctypes.PyDLL(None).sleep(60)",
-    "re": "import re; re.match('(a+)+$', 'a' * 40 + 'b')",
-    "print": "while True: print('x' * 1000)",
-    "input": "input('? ')",
+    "sleep": ("import time", "time.sleep(60)"),
+    "loop": ("pass", "while True: pass"),
+    "lock": ("import threading; l = threading.Lock(); l.acquire()", "l.acquire()"),
+    "socket": ("import socket; a, b = socket.socketpair()", "a.recv(1)"),
+    "queue": ("import queue", "queue.Queue().get()"),
+    "thread": (
+        "import threading, time; t = threading.Thread(target=time.sleep, args=(60,)); t.start()",
+        "t.join()",
+    ),
+    "await": ("import asyncio", "await asyncio.sleep(60)"),
+    "asyncio.run": ("import asyncio", "asyncio.run(asyncio.sleep(60))"),
+    "subprocess": ("import subprocess", "subprocess.run(['sleep', '60'])"),
+    # Nobody can signal again while C code holds the interpreter. So the one signal waits until that sleeps.
+    "C sleep": (
+        "import ctypes, signal; c = ctypes.PyDLL(None); nothing = (ctypes.c_ulong * 16)()\n"
+        "mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])",
+        "try: c.ppoll(None, 0, (ctypes.c_long * 2)(60), nothing)\n"
+        "finally: signal.pthread_sigmask(signal.SIG_SETMASK, mask)",
+    ),
+    "re": ("import re", "re.match('(a+)+$', 'a' * 40 + 'b')"),
+    "print": ("pass", "while True: print('x' * 1000)"),
+    "print to stderr": ("import sys", "while True: print('x', file=sys.stderr)"),
+    "input": ("pass", "input('? ')"),
 }
 
 
 @pytest.mark.parametrize("what", BLOCKERS)
 def test_an_interrupt_ends(session, what):
     session.run("pass")
-    number = session.submit("import sys; print('begun', file=sys.stderr)\n" + BLOCKERS[what])
+    before, blocker = BLOCKERS[what]
+    number = session.submit(f"import os\n{before}\nos.write(2, b'begun')\n{blocker}")
     session.until_printed("begun", "err")
     if what == "input":
         session.until(lambda: session.find("ask"))
     session.interrupt()
-    outcome = session.finish(number, timeout=5)
+    outcome = session.finish(number)
     assert outcome.status == "interrupted"
     assert outcome.of("error")[0]["name"] == "KeyboardInterrupt"
     assert "python_worker" not in outcome.error
@@ -657,10 +677,11 @@ def test_merged_signals_hit_one_run_only(session):
     session.run(
         "import time\ndef doze():\n    try: print('begun'); time.sleep(60)\n    except KeyboardInterrupt: return 'hit'"
     )
+    # A signal too many is forgiven for a second of the worker's clock: here that is a long one.
+    session.run("import sys; sys.modules['_remoter_worker'].clock = lambda: time.monotonic() / 60")
     number = session.submit("doze()")
     session.until_printed("begun")
-    session.announce_interrupt(number)
-    session.announce_interrupt(number)
+    os.write(session.fifos["interrupt"], struct.pack("!QQ", number, number))
     session.signal()
     assert session.finish(number).text == "'hit'"
     number = session.submit("print('begun'); time.sleep(0.3); 'whole'")
@@ -809,11 +830,15 @@ def test_stop_runs_exit_handlers(session):
 
 
 def test_sigterm_ends_a_busy_worker_cleanly(session):
-    code = "import atexit, time; atexit.register(print, 'bye')\ntry:\n    print('begun'); time.sleep(60)\nfinally: print('tidied')"
+    code = (
+        "import atexit, time; atexit.register(print, 'bye')\ntry:\n    print('begun')\n"
+        "    while True: time.sleep(0.05)  # a signal that comes just before a sleep does not end it\n"
+        "finally: print('tidied')"
+    )
     session.submit(code)
     session.until_printed("begun")
     os.kill(session.pid, signal.SIGTERM)
-    assert session.process.wait(10) == 0
+    assert session.process.wait(60) == 0
     session.pump(0)
     assert session.output["out"].decode().split() == ["begun", "tidied", "bye"]
 
@@ -821,7 +846,7 @@ def test_sigterm_ends_a_busy_worker_cleanly(session):
 def test_a_worker_whose_session_is_gone_ends(plain):
     plain.vanish()
     shutil.rmtree(plain.folder)
-    assert plain.process.wait(10) == 0
+    assert plain.process.wait(60) == 0
     os.mkdir(plain.folder)
 
 
@@ -1017,7 +1042,7 @@ class Host:
             arguments,
             env=environment,
             encoding="utf-8",
-            timeout=15,
+            timeout=60,
             dimensions=(30, 200),
             cwd=server.folder,
         )
@@ -1105,14 +1130,11 @@ def test_a_living_process_serves_and_comes_back(lend, kind, runner):
     session.until_printed("begun")
     session.interrupt()
     assert session.finish(number).status == "interrupted"
-    number = session.submit("print('begun'); time.sleep(60)")
+    session.run("time.sleep(1.1)")  # so long a signal more may have belonged to that interrupt
+    # Python itself may miss a Ctrl-C that comes just before a sleep begins, until that ends.
+    number = session.submit("print('begun')\nwhile True: time.sleep(0.05)")
     session.until_printed("begun")
-    # Python itself may miss a Ctrl-C that comes just before a sleep begins: a person presses again.
-    for _ in range(3):
-        host.child.sendintr()
-        with contextlib.suppress(AssertionError):
-            session.until(lambda: session.find("done", number), 5)
-            break
+    host.child.sendintr()
     assert session.finish(number).status == "interrupted"
     assert session.run("import asyncio; await asyncio.sleep(0, 8)").text == "8"
     session.control.send(type="stop")
@@ -1145,19 +1167,20 @@ def test_a_script_may_serve_twice(server):
         server.vanish()
         server.received = server.number = 0
         server.listen()
-    assert server.process.communicate(timeout=10)[0] == b"end 1"
+    assert server.process.communicate(timeout=60)[0] == b"end 1"
 
 
 def test_a_notebook_cell_may_serve(server):
     from jupyter_client.manager import KernelManager
 
-    manager = KernelManager()
+    # Not over TCP: its ports are only looked for beforehand, and anybody may have them by then.
+    manager = KernelManager(transport="ipc", ip=server.folder + "/kernel")
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parent), "IPYTHONDIR": server.folder + "/ipython"}
     manager.start_kernel(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = manager.client()
     try:
         client.start_channels()
-        client.wait_for_ready(timeout=15)
+        client.wait_for_ready(timeout=60)
         client.execute("near = 40")
         client.execute(f"import python_worker as w; {SERVE.format(folder=server.folder, runner='auto')}")
         server.meet()
@@ -1169,7 +1192,7 @@ def test_a_notebook_cell_may_serve(server):
         client.execute_interactive(
             "import asyncio; await asyncio.sleep(0); print(reason, far, get_ipython().__class__.__name__)",
             output_hook=lambda m: said.append(m["content"].get("text", "")),
-            timeout=10,
+            timeout=60,
         )
         assert "stopped 41 ZMQInteractiveShell" in "".join(said)
     finally:
