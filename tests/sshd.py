@@ -322,7 +322,7 @@ class Host:
         """End sshd and all its connections: as if the machine's sshd had been stopped."""
         children = self.connections
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(30)
         end(children)
 
     @property
@@ -360,7 +360,7 @@ class Host:
         """End the sessions there; the processes that did not end by themselves are returned."""
         keepers = [record["pid"] for record in self.records()]
         keepers = [pid for pid in keepers if carries(pid, self.root, "environ")]
-        return end(keepers, patience=6.0)
+        return end(keepers, patience=30.0)
 
     # The network between.
 
@@ -490,7 +490,7 @@ class Network:
             pid for pid in processes_of(self.config_path, "cmdline") if read_of(pid, "comm").strip() == b"ssh"
         ]
 
-    def close(self, patience: float = 3.0) -> list[str]:
+    def close(self, patience: float = 20.0) -> list[str]:
         """End all; what should have ended by itself is returned in words."""
         for host in self.hosts:
             host.mend()
@@ -533,7 +533,13 @@ def ssh_host(home, ssh_keys, monkeypatch) -> Iterator[Callable[..., Host]]:
     assert not complaints, "\n".join(complaints)
 
 
-def check_nothing_left(root: Path, patience: float = 3.0) -> None:
+def sockets_below(root: Path) -> list[str]:
+    """The unix sockets whose path is in that directory."""
+    lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    return [path for path in {line.split()[-1] for line in lines} if path.startswith(f"{root}/")]
+
+
+def check_nothing_left(root: Path, patience: float = 20.0) -> None:
     """At the very end of a test that had hosts: nothing that it started runs, and no socket is listened on."""
     if root not in TO_CHECK:
         return
@@ -541,6 +547,8 @@ def check_nothing_left(root: Path, patience: float = 3.0) -> None:
     left = survivors(processes_of(root, "environ", "cmdline"), patience)
     complaints = [f"still runs: {describe(pid)}" for pid in left]
     end(left)
-    sockets = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
-    complaints += [f"still listened on: {path}" for path in sockets if path.startswith(f"{root}/")]
+    try:
+        wait_for(lambda: not sockets_below(root), patience, "the sockets are closed")
+    except AssertionError:
+        complaints += [f"still listened on: {path}" for path in sockets_below(root)]
     assert not complaints, "\n".join(complaints)

@@ -19,6 +19,7 @@ from hypothesis import strategies as some
 from remoter import _config, _records
 from remoter._bootstrap import COMMAND, LONGEST, NOISE, Reader, Task, render
 from remoter._errors import RemoterError
+from tests.processes import words_of
 from tests.test_cli import end_all_sessions
 from tests.waiting import is_alive, wait_for
 
@@ -111,7 +112,7 @@ def end(process):
         pipe.close()
 
 
-def do(task, shell="dash", extra=b"", timeout=15, **variables):
+def do(task, shell="dash", extra=b"", timeout=60, **variables):
     """The script from beginning to end: nobody holds its output when it is over."""
     process = begin(task, shell, extra, **variables)
     try:
@@ -349,12 +350,13 @@ def test_files_that_are_no_records_are_passed_over(fake):
 
 def test_finding_takes_few_milliseconds(fake):
     fake()
-    times = []
-    for _ in range(7):
+
+    def is_quick():
         began = time.monotonic()
         do(Task("find"))
-        times.append(time.monotonic() - began)
-    assert min(times) < 0.05  # about 5 ms on an idle machine
+        return time.monotonic() - began < 0.05  # about 5 ms on an idle machine
+
+    wait_for(is_quick, what="a moment in which nobody else needs the processors")
 
 
 def test_with_stay_the_script_waits_for_the_end_of_its_input_and_throws_away_what_comes(fake):
@@ -367,7 +369,7 @@ def test_with_stay_the_script_waits_for_the_end_of_its_input_and_throws_away_wha
         assert process.poll() is None
         assert len(members(process.pid)) == 1
         process.stdin.close()
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
     finally:
         end(process)
 
@@ -437,7 +439,8 @@ def test_what_a_prelude_leaves_running_or_reads_holds_nothing_up(stand_in):
         said = do(Task("run", prelude=prelude, arguments=("x",)))
         assert (said.words[-1], said.code) == ("raw", 3)
     finally:
-        os.kill(int(Path(os.environ["HOME"], "pid").read_text()), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended with the group of the script
+            os.kill(int(Path(os.environ["HOME"], "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("text", ["exit 5", "exec true", "exec sleep 0; echo never", "kill -9 $$"])
@@ -464,9 +467,9 @@ def test_when_nobody_waits_any_more_a_login_that_hangs_is_ended():
     process = begin(Task("start", prelude="trap '' HUP; sleep 1000", stay=True))
     try:
         read_up_to(process, "prelude")
-        assert wait_for(lambda: len(members(process.pid)) >= 4, what="it hangs")
+        wait_for(lambda: ["sleep", "1000"] in map(words_of, members(process.pid)), what="it hangs")
         process.stdin.close()
-        wait_for(lambda: not members(process.pid), timeout=5, what="all of it has ended")
+        wait_for(lambda: not members(process.pid), what="all of it has ended")
         assert not list(Path(os.environ["TMPDIR"]).iterdir())
     finally:
         end(process)
@@ -529,7 +532,7 @@ def test_run_gives_the_program_its_input_and_its_exit_code():
     process = begin(Task("run", arguments=("a", "b"), prelude="true"))
     try:
         lines = read_up_to(process, "raw")  # nothing may be sent before
-        out, errors = process.communicate(b"$(some) input\n", timeout=5)
+        out, errors = process.communicate(b"$(some) input\n", timeout=30)
     finally:
         end(process)
     assert [word for word, _ in lines] == ["hello", "login", "prelude", "raw"]
@@ -549,7 +552,7 @@ lines"
     process = begin(Task("install"), extra=extra, PATH=tools)
     try:
         lines = read_up_to(process, "send")
-        out, _ = process.communicate(b"first\nsecond\n", timeout=5)
+        out, _ = process.communicate(b"first\nsecond\n", timeout=30)
     finally:
         end(process)
     assert lines[-2:] == [("python", f"{Path(tools) / 'python3'} 3.11.4"), ("send", "3.11.4")]
@@ -592,7 +595,7 @@ def test_a_session_is_started_once_and_outlives_all_that_started_it(program):
 def test_two_who_start_the_same_session_at_the_same_moment_share_one(program):
     processes = [begin(Task("start", name="shared")) for _ in range(2)]
     try:
-        outputs = [process.communicate(timeout=18)[0] for process in processes]
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
     finally:
         for process in processes:
             end(process)
@@ -622,7 +625,7 @@ def test_a_connection_is_bridged_to_the_session(program):
                     process.stdin.flush()
             assert reader.rest[:1] == b"\xff"
             process.stdin.close()
-            assert process.wait(5) == 0
+            assert process.wait(30) == 0
         finally:
             end(process)
     said = do(Task("bridge", name="other"))
@@ -649,7 +652,7 @@ def test_a_start_that_fails_is_told_with_what_the_program_printed(fake):
 
 def test_a_start_whose_record_never_comes_ends_without_the_password():
     install('#!/bin/sh\n[ "$1" = ls ] || echo \'{"password": "secret"}\'\n')
-    shown = do(Task("start", name="train"), timeout=18)
+    shown = do(Task("start", name="train"))
     assert shown.of("failed") == ["start 1"]
     assert "session `train` runs" in shown.of("said")[0]
     assert "secret" not in str(shown)

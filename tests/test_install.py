@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -125,11 +127,13 @@ class There:
 
 
 @pytest.fixture
-def there(home):
+def there(home, monkeypatch):
+    monkeypatch.setattr(_install, "WAITING", 60.0)  # a slow machine is no news
+    monkeypatch.setattr(_install, "PATIENCE", 30.0)
     far = There(home)
     yield far
     assert [process.poll() for process in far.processes].count(None) == 0
-    assert not [path.name for path in Path(os.environ["TMPDIR"]).iterdir()]
+    wait_for(lambda: not list(Path(os.environ["TMPDIR"]).iterdir()), what="no file is left")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,6 @@ def quick_index(home):
 # --- from nothing to a program that runs -----------------------------------------------------
 
 
-@pytest.mark.timeout(60)  # a dozen wheels are packed, sent and installed
 def test_where_no_side_reaches_an_index_what_is_installed_here_is_sent(there, no_index):
     there.python()
     assert there.install() == __version__
@@ -290,7 +293,7 @@ def test_an_environment_stays_as_long_as_a_session_runs_from_it(there, small, no
             record.parent.mkdir(parents=True)
             record.write_text('{"host": "far", "version": "0.0.2"}')
     assert there.content()[1:-1] == ["env-0.0.1", "env-0.0.2", "env-0.0.3", "env-0.0.4"]
-    running.communicate(b"\n", timeout=5)
+    running.communicate(b"\n", timeout=30)
     record.unlink()
     small("0.0.5")
     there.install()
@@ -331,7 +334,7 @@ def test_two_at_once_make_one_environment(there, small, no_index):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(15)
+        thread.join(60)
     assert [found.get(timeout=1), found.get(timeout=1)] == ["0.0.1", "0.0.1"]
     assert there.content() == ["bin", "env-0.0.1", "bin/remoter"]
     assert sorted(text.split()[0] for text in there.said if str(there.link) in text) == [
@@ -364,7 +367,7 @@ def old_one(there, small):
 @pytest.mark.parametrize("moment", ["creating", "unpacking", "looking"])
 def test_giving_up_half_way_leaves_the_old_one_and_nothing_else(there, small, no_index, moment):
     before = old_one(there, small)
-    small("0.0.2")
+    small("0.0.2", behaviour="time.sleep(60)")  # it is not done before we have given up
 
     def give_up(text):
         if moment in text:
@@ -378,7 +381,7 @@ def test_giving_up_half_way_leaves_the_old_one_and_nothing_else(there, small, no
 
 def test_a_client_that_was_killed_leaves_the_old_one_and_nothing_else(there, small, no_index):
     before = old_one(there, small)
-    small("0.0.2")
+    small("0.0.2", behaviour="time.sleep(60)")  # it is not done before it is cut
 
     def cut(text):
         if "looking" in text:
@@ -419,9 +422,16 @@ def test_what_cannot_be_had_anywhere_is_named_with_both_reasons(there, small, no
 
 def test_no_answer_in_time_names_the_step(there, small, no_index, monkeypatch):
     small("0.0.1", behaviour="time.sleep(60)")
-    monkeypatch.setattr(_install, "TIME", 2.0)
-    with pytest.raises(RemoterError, match="within 2 s") as caught:
-        there.install()
+    skipped = [0.0]
+
+    def skip(text):
+        if "looking" in text:  # by now there may be a second left; slow machines take their time to come here
+            skipped.append(_install.TIME - 1)
+
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + sum(skipped))
+    monkeypatch.setattr(_install, "time", clock)
+    with pytest.raises(RemoterError, match="within 300 s") as caught:
+        there.install(skip)
     assert (caught.value.id, caught.value.cause) == ("timeout", "the last step was: looking whether it runs")
     assert [path.name for path in there.home.iterdir()] == [".profile"]
 
@@ -601,11 +611,17 @@ def test_any_line_in_any_order_ends_in_a_word_or_an_error(there, monkeypatch):
         assert all(text.isprintable() for text in there.said), there.said
 
 
-def test_who_waits_long_is_told_how_it_goes(there, small, no_index, monkeypatch):
-    small("0.0.1", behaviour="time.sleep(0.7)")
+def test_who_waits_long_is_told_how_it_goes(there, small, no_index, home, monkeypatch):
+    told = home / "told"
+    small("0.0.1", behaviour=f"while not __import__('os').path.exists({str(told)!r}): time.sleep(0.05)")
     monkeypatch.setattr(_install, "WAITING", 0.2)
-    there.install()
-    assert any(re.search(r"looking whether it runs, for \d+ ms now", text) for text in there.said)
+
+    def hear(text):
+        if re.search(r"looking whether it runs, for \d+(\.\d)? m?s now", text):
+            told.touch()
+
+    there.install(hear)
+    assert told.exists()
 
 
 # --- wheels and requirements -----------------------------------------------------------------

@@ -16,7 +16,7 @@ from remoter._security import Pins, new_keys
 REMOTER = [sys.executable, "-m", "remoter"]
 
 
-def remoter(*words, stdin="", timeout=20):
+def remoter(*words, stdin="", timeout=60):
     """The command in a process of its own."""
     return subprocess.run([*REMOTER, *words], capture_output=True, text=True, input=stdin, timeout=timeout)
 

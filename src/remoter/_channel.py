@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     pass
 
 KILLING = 0.5
-"""Seconds for a process that was told to end."""
+ASKING = 3.0
+"""Seconds for a process that was told to end; for one that asks a person, and has to give the terminal back."""
 
 CONNECTING = "20"
 """Seconds for the connection up to the first word of the other sshd, where a person may be asked later."""
@@ -297,7 +298,7 @@ class Channel:
             return None
 
     def close(self, grace: float = 0.0) -> None:
-        """End it: by the end of its input, after `grace` seconds by signals. Takes a second more at most."""
+        """End it: by the end of its input, after `grace` seconds by signals. Takes some seconds more at most."""
         self._let_go()
         self._end_input()
         if grace:
@@ -305,7 +306,8 @@ class Channel:
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is None:
                 self._signal(number)
-                self.wait(KILLING)
+                is_asking = self.on_terminal and number == signal.SIGTERM
+                self.wait(ASKING if is_asking else KILLING)
         if self.thread is not threading.current_thread():
             self.thread.join(0.05)  # somebody else may still hold the other ends
             for each in (self.output, self.errors):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._client import Session
     from ._login import ServerHello
 
-PATIENCE = 5.0  # seconds for each step
+PATIENCE = 10.0  # seconds for each step
 ROUND_TRIPS = 5
 SLOW = 0.3  # seconds for a question
 WIDTH = len("authentication")  # the longest name of a step

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ._saved import Saved
 
 LOGIN = 20.0  # seconds, where nobody is asked; and for the first answer of a step
-PATIENCE = 5.0  # seconds for each small step
+PATIENCE = 10.0  # seconds for each small step
 WAITING = 8.0  # seconds of one step after which a person is told
 ECHOES = 15
 ECHOING = 2.0  # seconds for them all: fewer on a slow network

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ._client import Session
     from ._messages import Event
 
-PATIENCE = 3.0
+PATIENCE = 10.0
 """Seconds in which a session says how it is."""
 
 MOST_AT_ONCE = 16

@@ -49,7 +49,7 @@ except ImportError:
 REFUSED = 30.0
 """Seconds between attempts after a refused login: servers lock out who knocks too often."""
 
-CHECKED = 2.0
+CHECKED = 5.0
 """Seconds for a master of the user's own to say that it is there."""
 
 GRACE = 0.5

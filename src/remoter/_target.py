@@ -41,7 +41,7 @@ from ._ssh import OPTIONS, Ssh, begin
 from ._start import start
 
 GUESSES = 3
-AFTER_LOGIN = 5.0
+AFTER_LOGIN = 10.0
 """Seconds that are left at least, after a login that had to wait for its turn, or went through ssh."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
