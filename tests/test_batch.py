@@ -12,8 +12,10 @@ import pytest
 import remoter
 from remoter._batch import read_script, run_script
 
+from .waiting import wait_for
 
-def batch(served, *words, stdin=None, timeout=15):
+
+def batch(served, *words, stdin=None, timeout=60):
     """`remoter batch` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "remoter", "batch", *words],
@@ -110,7 +112,7 @@ def test_ctrl_c_interrupts_there_and_the_exit_code_is_130(served, start_batch):
     process = start_batch("-c", "print('go')\nimport time\ntime.sleep(60)")
     assert process.stdout.readline() == "go\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert "KeyboardInterrupt" in process.stderr.read()
     with served.connect() as session:
         assert not session.info.busy
@@ -125,7 +127,7 @@ def test_a_second_ctrl_c_leaves_a_script_that_does_not_heed_the_first(served, st
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "go\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert "it goes on there" in process.stderr.read()
     with served.connect() as session:
         assert session.info.busy
@@ -136,7 +138,7 @@ def test_a_timeout_ends_the_waiting_and_not_the_run(served):
     assert done.returncode == 124
     assert "it goes on there" in done.stderr
     with served.connect() as session:
-        assert session.info.busy
+        wait_for(lambda: session.info.busy)
 
 
 def test_detach_prints_the_id_and_leaves_it_running(served):
@@ -146,14 +148,14 @@ def test_detach_prints_the_id_and_leaves_it_running(served):
     assert client
     assert number == "1"
     with served.connect() as session:
-        assert session.info.busy
+        wait_for(lambda: session.info.busy)
 
 
 def test_a_reader_that_goes_away_ends_it_quietly_as_it_would_a_local_script(served, start_batch):
     process = start_batch("-c", "while True: print('y' * 1000)")
     assert process.stdout.readline()
     process.stdout.close()
-    assert process.wait(10) == 141
+    assert process.wait(30) == 141
     assert process.stderr.read() == ""
 
 
@@ -174,7 +176,7 @@ def test_a_script_that_still_waited_when_the_interpreter_died_is_255_and_was_nev
         watched = session.events(since=0, all=True)
         assert any(event.kind == "queued" and event.run[0] != running[0] for event in watched)
         session._answer(running, 1, "")
-        assert process.wait(10) == 255
+        assert process.wait(30) == 255
     assert "cancelled, never run" in process.stderr.read()
     assert process.stdout.read() == ""
 
@@ -183,7 +185,7 @@ def test_a_script_whose_session_is_ended_says_so(served, start_batch):
     process = start_batch("-c", "print('go')\nimport time\ntime.sleep(60)")
     assert process.stdout.readline() == "go\n"
     os.kill(served.keeper_pid, signal.SIGTERM)
-    assert process.wait(15) in (130, 255)  # interrupted there, or gone before it could say so
+    assert process.wait(30) in (130, 255)  # interrupted there, or gone before it could say so
     assert process.stderr.read()
 
 
@@ -229,7 +231,7 @@ def test_characters_that_the_terminal_lacks_do_not_end_it(served, start_batch):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     process = start_batch("-c", "print('caf\\u00e9')", env=environment)
     assert process.stdout.readline() == "caf\\xe9\n"
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
 
 
 # --- from Python -------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ def test_batch_works_outside_the_main_thread_and_leaves_signals_alone(served, ca
     results = []
     thread = threading.Thread(target=lambda: results.append(remoter.batch(script="print('thread')")))
     thread.start()
-    thread.join(15)
+    thread.join(60)
     assert results[0].status == "ok"
     remoter.batch(script="1")
     assert signal.getsignal(signal.SIGINT) is before

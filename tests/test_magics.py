@@ -242,12 +242,12 @@ def test_leaving_in_a_cell_leaves_nothing(shell, served):
 def test_a_cell_that_has_to_wait_says_for_what(shell, served):
     with served.connect() as other:
         run = other.submit("input()")
-        wait_for(lambda: other.info.busy, what="it is busy")
+        wait_for(lambda: run._asks, what="it asks")
         shell.run("%remoter main")
         heard = threading.Event()
         say, _magics._say = _magics._say, lambda text: (say(text), heard.set())
         try:
-            waiter = threading.Thread(target=lambda: (heard.wait(10), run.answer("go on")))
+            waiter = threading.Thread(target=lambda: (heard.wait(30), run.answer("go on")))
             waiter.start()
             shown = shell.run("%%remoter\n6 * 7")
             waiter.join()
@@ -376,7 +376,8 @@ def test_in_a_terminal_ctrl_c_ends_the_cell_there_and_only_that(served):
         terminal.type("%remoter main\r")
         terminal.expect("session `main`")
         terminal.expect_line("In [3]:")
-        code = "import time; print('begun', flush=True); time.sleep(60)"
+        # In one expression: between two there is no code of the user's that a traceback could show.
+        code = "[print('begun', flush=True), __import__('time').sleep(60)]"
         terminal.type(f'get_ipython().run_cell_magic("remoter", "", "{code}")\r')
         terminal.expect(re.compile("^begun$", re.MULTILINE))
         terminal.type("\x03")
@@ -397,7 +398,7 @@ class Notebook:
     """A notebook that a program runs, in a kernel of its own."""
 
     def __init__(self):
-        self._client = NotebookClient(new_notebook(), kernel_name="python3", timeout=15, allow_errors=True)
+        self._client = NotebookClient(new_notebook(), kernel_name="python3", timeout=60, allow_errors=True)
         self._context = contextlib.ExitStack()
         self._context.enter_context(self._client.setup_kernel())
         self.run(f"%load_ext {EXTENSION}")
@@ -438,9 +439,10 @@ def texts(outputs):
 def test_a_notebook_with_pictures_tables_errors_and_objects(served, notebook):
     assert texts(notebook.run("%remoter main")).startswith("session `main` on this machine: Python ")
 
+    # By itself: where that takes long, matplotlib says so among the outputs.
+    notebook.run("%%remoter\nimport pandas\nfrom matplotlib import pyplot")
     outputs = notebook.run(
         "%%remoter\n"
-        "import pandas\nfrom matplotlib import pyplot\n"
         "print('before')\npyplot.plot([1, 2])\npyplot.show()\nprint('between')\n"
         "frame = pandas.DataFrame({'k': [1, 2, 3]})\nframe"
     )
@@ -496,7 +498,7 @@ def test_a_cell_that_does_not_end_when_it_is_stopped_can_be_left(served, noteboo
 
     def stop():
         for word in ("begun\n", "interrupt again to leave it running\n"):
-            wait_for(lambda word=word: texts(cell.outputs).endswith(word), what=word)
+            wait_for(lambda word=word: word in texts(cell.outputs), what=word)
             notebook.interrupt()
 
     stopper = threading.Thread(target=stop)
@@ -525,7 +527,7 @@ def test_a_notebook_asks_in_its_own_input_line(served):
         done = client.execute_interactive(
             code,
             stdin_hook=answer,
-            timeout=15,
+            timeout=60,
             output_hook=lambda message: lines.append(message["content"].get("data", {}).get("text/plain")),
         )
         assert done["content"]["status"] == "ok"
@@ -545,8 +547,8 @@ def test_a_notebook_asks_in_its_own_input_line(served):
 def test_a_transfer_that_takes_long_has_one_line_in_the_notebook(served, notebook):
     notebook.run("%remoter main")
     notebook.run("import remoter._progress\nremoter._progress.PATIENCE = 0.0")
-    outputs = notebook.run("x = bytes(200_000_000)\n%push x")
+    outputs = notebook.run("x = bytes(100_000_000)\n%push x")
     shown = [output.data["text/plain"] for output in outputs if output.output_type == "display_data"]
     assert len(shown) == 1
-    assert re.fullmatch(r"x: 200 MB in \d[\d.]* m?s \([\d.]+ [MG]B/s\)", shown[0])
+    assert re.fullmatch(r"x: 100 MB in \d[\d.]* m?s \([\d.]+ [MG]B/s\)", shown[0])
     assert texts(outputs[1:]).startswith("x: bytes")

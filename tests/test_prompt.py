@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,13 @@ from .conftest import is_alive, wait_for
 from .terminal import Terminal
 
 REMOTER = [sys.executable, "-m", "remoter"]
+
+UNTIL = """\
+import os, time
+def until():
+    while not os.path.exists({path!r}):
+        time.sleep(0.01)
+"""
 
 
 @pytest.fixture
@@ -40,11 +48,20 @@ def prompt(served):
         terminal.close()
 
 
+@pytest.fixture
+def go(served, home):
+    """A file that is not there yet: `until()` in the session waits for it."""
+    path = home / "go"
+    with served.connect() as other:
+        other.run(UNTIL.format(path=str(path)), quiet=True)
+    return path
+
+
 def enter(terminal, code):
     """Type a line and wait until the prompt is back."""
     before = terminal.prompts()
     terminal.type(code + "\r")
-    terminal.wait_for(lambda screen: terminal.prompts() > before, 10, f"the prompt after {code!r}")
+    terminal.wait_for(lambda screen: terminal.prompts() > before, 30, f"the prompt after {code!r}")
     return terminal.screen()
 
 
@@ -117,27 +134,36 @@ def test_code_that_an_editor_sends_line_by_line_is_not_indented_twice(prompt):
     terminal.expect("letter a\nletter b\nend\nremoter>")
 
 
-def test_code_sent_while_a_command_runs_is_run_afterwards(prompt):
+def test_code_sent_while_a_command_runs_is_run_afterwards(prompt, go):
     terminal = prompt()
-    terminal.type("import time; print('go' + 'ing'); time.sleep(1)\r")
+    terminal.type("print('go' + 'ing'); until()\r")
     terminal.expect("\ngoing\n")
     terminal.type(SENT_BY_AN_EDITOR)
+    terminal.expect_bytes(b"total([1, 2, 3]))")  # the terminal itself shows what it was sent
+    go.touch()
     terminal.expect("\nsum 6\nremoter>")
 
 
-def test_lines_typed_before_the_first_prompt_run_one_by_one(prompt):
-    terminal = prompt(ready=False)
-    terminal.type("1+1\r2+1\rfor i in 'ab':\r    print('letter', i)\r\r'th' + 'e end'\r3 +")
-    terminal.expect("\n'the end'\nremoter> 3 +")
-    assert "remoter> 1+1\n2\nremoter> 2+1\n3\nremoter> for i" in terminal.text()
-    assert "\nletter a\nletter b\nremoter> 'th'" in terminal.text()
+def test_lines_typed_before_the_first_prompt_run_one_by_one(served, home):
+    go = home / "go"
+    # The prompt is started when all of it is in the terminal.
+    waiting = ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.01; done; exec "$@"', str(go)]
+    with Terminal([*waiting, *REMOTER, "client", served.name]) as terminal:
+        terminal.type("1+1\r2+1\rfor i in 'ab':\r    print('letter', i)\r\r'th' + 'e end'\r3 +")
+        terminal.expect("\n3 +")
+        go.touch()
+        terminal.expect("\n'the end'\nremoter> 3 +")
+        assert "remoter> 1+1\n2\nremoter> 2+1\n3\nremoter> for i" in terminal.text()
+        assert "\nletter a\nletter b\nremoter> 'th'" in terminal.text()
 
 
-def test_lines_typed_while_a_command_runs_go_on_after_a_mistake_and_answer_questions(prompt):
+def test_lines_typed_while_a_command_runs_go_on_after_a_mistake_and_answer_questions(prompt, go):
     terminal = prompt()
-    terminal.type("import time; print('go' + 'ing'); time.sleep(1)\r")
+    terminal.type("print('go' + 'ing'); until()\r")
     terminal.expect("\ngoing\n")
     terminal.type("1/0\rname = input('who? ')\rAna\rname[::-1]\r")
+    terminal.expect("\nname[::-1]\n")
+    go.touch()
     terminal.expect("\n'anA'\nremoter>")
     assert "ZeroDivisionError" in terminal.text()
 
@@ -188,8 +214,9 @@ def test_the_history_is_private_and_up_matches_what_is_typed(prompt, home):
     terminal.type("\x03")
     terminal.expect_line("remoter>")
     terminal.type("\x12sec")
-    terminal.expect("second = 2")
+    terminal.expect("I-search backward: sec")
     terminal.type("\r")
+    terminal.expect_line("remoter> second = 2")
     file = home / "state" / "history-python"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "+first = 1\n" in file.read_text()
@@ -215,14 +242,14 @@ def test_tab_completes_names_of_the_session(prompt):
 def test_names_complete_while_another_client_keeps_the_session_busy(prompt, served):
     with served.connect() as other:
         other.run("import threading; gate = threading.Event(); otter_population = 12")
-        run = other.submit("gate.wait(15)")
+        run = other.submit("gate.wait()")
         wait_for(lambda: run.status == "running")
         terminal = prompt()
         assert "another client's command" in terminal.screen()
         terminal.type("otter_p\t")
         terminal.expect_line("remoter> otter_population")
         run.interrupt()
-        run.wait(5)
+        run.wait(30)
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------
@@ -281,7 +308,7 @@ def test_a_deaf_command_is_interrupted_again_then_can_be_left_running(prompt, se
         terminal.type("n\r")
         terminal.expect("[y/N] n\n")
         terminal.type("\x03")
-        terminal.wait_for(lambda screen: screen.count("[y/N]") == 2, 10, "the offer to come again")
+        terminal.wait_for(lambda screen: screen.count("[y/N]") == 2, 30, "the offer to come again")
         terminal.type("y\r")
         assert terminal.expect_end() == 0
         assert f"left `{served.name}` running" in terminal.screen()
@@ -307,13 +334,14 @@ def test_leaving_keeps_the_session_and_says_the_way_back(prompt, served, keys):
 
 
 @pytest.mark.parametrize("keys", ["\x04", "exit()\r"])
-def test_leaving_while_a_command_runs_lets_it_run(prompt, served, keys):
+def test_leaving_while_a_command_runs_lets_it_run(prompt, served, go, keys):
     terminal = prompt()
-    terminal.type("import time; print('be' + 'gun'); time.sleep(1.5); done = 'yes'\r")
+    terminal.type("print('be' + 'gun'); until(); done = 'yes'\r")
     terminal.expect("\nbegun\n")
     terminal.type(keys)
     assert terminal.expect_end() == 0
-    assert "(busy: import time;" in terminal.screen()
+    assert "(busy: print('be' + 'gun');" in terminal.screen()
+    go.touch()
     with served.connect() as other:
         assert other.run("done", quiet=True).text == "'yes'"
 
@@ -325,7 +353,8 @@ def test_coming_back_tells_what_happened_and_joins_the_running_command(prompt, s
     terminal.expect_end()
     with served.connect() as other:
         other.run("for i in range(30): print('line', i)", quiet=True)
-        other.submit("gate.wait(); print('the ' + 'end')")
+        run = other.submit("gate.wait(); print('the ' + 'end')")
+        wait_for(lambda: run.status == "running")
     terminal = prompt(ready=False)
     terminal.expect("has been running")
     assert "while you were away" in terminal.text()
@@ -375,23 +404,24 @@ def test_a_mistake_in_leaving_neither_leaves_nor_ends_anything(prompt, code):
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        ("time.sleep(1); x = 5", "\n-- `import time; time.sleep(1); x = 5` finished after 1"),
-        ("time.sleep(1); print('\\r20 %\\r30 %', end='')", "\n30 %\n-- `import time;"),
-        ("time.sleep(1); 1/0", "` failed after 1"),
+        ("until(); x = 5", r"\n-- `until\(\); x = 5` finished after \d"),
+        ("until(); print('\\r20 %\\r30 %', end='')", r"\n30 %\n-- `until\(\);"),
+        ("until(); 1/0", r"` failed after \d"),
     ],
 )
-def test_a_command_that_ended_meanwhile_is_told_of(prompt, served, code, told):
+def test_a_command_that_ended_meanwhile_is_told_of(prompt, served, go, code, told):
     terminal = prompt()
-    terminal.type(f"import time; {code}\r")
+    terminal.type(f"{code}\r")
     with served.connect() as other:
         wait_for(lambda: other.info.busy)
         terminal.type("\x04")
         terminal.expect_end()
+        go.touch()
         wait_for(lambda: not other.info.busy)
     again = prompt()
     assert "while you were away" in again.text()
     assert "the command that ran has ended" in again.text()
-    assert told in again.text()
+    assert re.search(told, again.text())
 
 
 def test_a_second_prompt_does_not_tell_what_the_first_shows(prompt, served):
@@ -444,7 +474,7 @@ def test_a_session_that_is_ended_elsewhere_is_said_once(prompt, served):
 def test_what_we_say_stands_on_lines_of_its_own_after_a_key(prompt, served, term):
     with served.connect() as other:
         other.run("import threading; gate = threading.Event()")
-        run = other.submit("gate.wait(15)")
+        run = other.submit("gate.wait()")
         wait_for(lambda: run.status == "running")
         terminal = prompt(term=term)
         terminal.type("1\n")
@@ -454,13 +484,13 @@ def test_what_we_say_stands_on_lines_of_its_own_after_a_key(prompt, served, term
         terminal.expect_line("remoter>")
         terminal.type("\x03")
         if term == "dumb":  # two signals at once are one
-            terminal.wait_for(lambda screen: screen.count("^C") == 2, 10, "the second ^C")
+            terminal.wait_for(lambda screen: screen.count("^C") == 2, 30, "the second ^C")
             terminal.expect_line("remoter>")
         terminal.type("\x03")
         terminal.expect(re.compile(r"^-- nothing runs", re.MULTILINE))
         terminal.expect_line("remoter>")
         run.interrupt()
-        run.wait(5)
+        run.wait(30)
     terminal.type("\x04")
     terminal.expect_end()
     assert re.search("^left `", terminal.text(), re.MULTILINE)
@@ -468,7 +498,7 @@ def test_what_we_say_stands_on_lines_of_its_own_after_a_key(prompt, served, term
 
 def test_the_way_out_stands_on_a_line_of_its_own_while_a_command_runs(prompt, served):
     terminal = prompt()
-    terminal.type("import time; print('be' + 'gun'); time.sleep(2)\r")
+    terminal.type("import time; print('be' + 'gun'); time.sleep(60)\r")
     terminal.expect("\nbegun\n")
     terminal.type("\x04")
     terminal.expect_end()
@@ -577,24 +607,34 @@ def test_a_question_answered_elsewhere_goes_away(prompt, served):
     terminal.type("word = input('word? ')\r")
     terminal.expect_line("word?")
     terminal.type("half")
+    terminal.expect_line("word? half")
     with served.connect() as other:
         other.interrupt()
     terminal.expect("KeyboardInterrupt")
     terminal.expect_line("remoter>")
 
 
-def test_a_flood_is_shown_in_seconds(prompt):
+def test_a_flood_is_shown_in_seconds(prompt, served):
     terminal = prompt()
-    started = time.monotonic()
     terminal.type("for i in range(100000): print('line', i)\r")
-    terminal.expect_bytes(b"line 99999\r\n", 15)
-    assert time.monotonic() - started < 15
+    terminal.expect_bytes(b"line 99999\r\n", 60)
+    # Of the processor's seconds: those of the clock are other programs' too.
+    assert sum(map(worked, [terminal.process.pid, served.server_pid, served.worker_pid])) < 15
+
+
+def worked(pid):
+    """For how many seconds the process has had a processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_the_time_of_each_command_is_shown_on_request(prompt):
     terminal = prompt("--timer")
+    began = time.monotonic()
     terminal.type("import time; time.sleep(0.2)\r")
-    terminal.expect(re.compile(r"^-- 0\.\d\d s\nremoter>", re.MULTILINE))
+    shown = re.compile(r"^-- (\d\.\d\d|\d\d) s\nremoter>", re.MULTILINE)
+    screen = terminal.expect(shown, 30)
+    assert 0.2 <= float(shown.search(screen)[1]) <= time.monotonic() - began + 0.5
 
 
 def test_the_width_of_the_terminal_is_told_with_each_command(prompt):
@@ -668,13 +708,14 @@ def test_the_end_of_the_interpreter_is_said(prompt, served):
 # --- the connection ---------------------------------------------------------------------------
 
 
-def test_a_silent_server_is_said_typing_goes_on_and_so_does_the_command(prompt, served):
+def test_a_silent_server_is_said_typing_goes_on_and_so_does_the_command(prompt, served, go):
     terminal = prompt()
-    terminal.type("import time; print('be' + 'gun'); time.sleep(2); 'res' + 'ult'\r")
+    terminal.type("print('be' + 'gun'); until(); 'res' + 'ult'\r")
     terminal.expect("\nbegun\n")
     os.kill(served.server_pid, signal.SIGSTOP)
     try:
-        terminal.expect(re.compile(r"^-- no answer from \S+ for \d+ s\. It goes on there", re.MULTILINE), 12)
+        terminal.expect(re.compile(r"^-- no answer from \S+ for \d+ s\. It goes on there", re.MULTILINE), 30)
+        go.touch()
     finally:
         os.kill(served.server_pid, signal.SIGCONT)
     terminal.expect(re.compile(r"^-- back after", re.MULTILINE))
@@ -687,7 +728,7 @@ def test_a_frozen_link_is_not_taken_for_another_client(prompt, served):
     os.kill(served.server_pid, signal.SIGSTOP)
     try:
         terminal.type("6 * 7\r")
-        terminal.expect(re.compile(r"^-- no answer from", re.MULTILINE), 12)
+        terminal.expect(re.compile(r"^-- no answer from", re.MULTILINE), 30)
     finally:
         os.kill(served.server_pid, signal.SIGCONT)
     terminal.expect("\n42\nremoter>")
@@ -699,7 +740,7 @@ def test_a_lost_link_is_seen_under_the_line_that_is_typed(prompt, served):
     os.kill(served.server_pid, signal.SIGSTOP)
     try:
         terminal.type("half typ")
-        terminal.expect("trying to come back", 10)
+        terminal.expect(re.compile("^-- no answer from .*\n?.*trying to come back", re.MULTILINE), 30)
         terminal.type("ed")
         terminal.expect("remoter> half typed")
     finally:
@@ -762,7 +803,7 @@ def test_the_log_shows_what_the_session_put_out(prompt):
     terminal = prompt()
     enter(terminal, "print('one'); print('two')")
     terminal.type("showlog()\r")
-    terminal.expect("> print('one'); print('two')\none\ntwo\nremoter>")
+    terminal.expect("remoter> showlog()\n> print('one'); print('two')\none\ntwo\nremoter>")
 
 
 # --- without a terminal -----------------------------------------------------------------------
@@ -775,11 +816,11 @@ def test_a_dumb_terminal_gets_the_same_with_plain_input(prompt):
     terminal.type("for i in 'ab':\n")
     terminal.expect_line("       +")
     terminal.type("    print('letter', i)\n")
-    terminal.expect(re.compile(r"\n       \+$"))
+    terminal.expect("+     print('letter', i)\n       +")
     terminal.type("\n")
     terminal.expect("letter a\nletter b\nremoter>")
     terminal.type("name = input('who? '); name[::-1]\n")
-    terminal.expect("who?")
+    terminal.expect_line("who?")
     terminal.type("Ana\n")
     terminal.expect("'anA'\nremoter>")
     terminal.type("import time; print('be' + 'gun'); time.sleep(30)\n")
@@ -805,7 +846,8 @@ def test_what_comes_at_a_dumb_terminal_stands_on_lines_of_its_own(prompt, served
         re.compile(r"^remoter>\nfrom behind 1\n(remoter>\n)?from behind 2\nremoter>$", re.MULTILINE)
     )
     terminal.type("6 * 7\n")
-    terminal.expect("remoter> 6 * 7\n42\nremoter>")
+    # The unfinished line may come now only; then it is among what the command puts out.
+    terminal.expect(re.compile(r"^remoter> 6 \* 7\n(45 %\n)?42\nremoter>$", re.MULTILINE))
 
 
 def test_sshs_word_on_a_wrong_password_is_left_to_the_question_that_follows():
@@ -852,7 +894,7 @@ def test_where_no_session_runs_one_is_offered(tmp_path):
     with Terminal([sys.executable, str(script)], env=dict(os.environ)) as terminal:
         terminal.expect_line("no session runs on this machine. Start one? [Y/n]")
         terminal.type("y\r")
-        terminal.expect_line("remoter>", 15)
+        terminal.expect_line("remoter>", 30)
         terminal.type("shutdown()\r")
         terminal.expect("ended `main`")
         terminal.expect_end()
@@ -864,6 +906,8 @@ def test_a_closed_terminal_leaves_the_command_running_and_remembers_the_visit(pr
     enter(terminal, "import threading; gate = threading.Event()")
     terminal.type("print('be' + 'gun'); gate.wait()\r")
     terminal.expect("\nbegun\n")
+    terminal.signal(signal.SIGHUP)  # what the end of a terminal is to the program in it
+    terminal.expect_end()
     terminal.close()
     assert list((home / "state" / "visits").glob("*.json"))
     with served.connect() as other:

@@ -184,7 +184,7 @@ def test_r_is_on_this_side_and_started_when_it_is_first_needed(prompt, r_served)
     assert "private" not in listed
     terminal.type("q('no')\r")
     assert terminal.expect_end() == 0
-    wait_for(lambda: not sessions_here(r_served), 10, "the end of R here")
+    wait_for(lambda: not sessions_here(r_served), 30, "the end of R here")
 
 
 def test_code_here_asks_is_interrupted_and_may_even_end_r(prompt):
@@ -229,8 +229,8 @@ def test_r_here_ends_with_a_prompt_that_is_killed(prompt, r_served):
     assert is_alive(pid)
     terminal.signal(signal.SIGKILL)
     terminal.expect_end()
-    wait_for(lambda: not is_alive(pid), 10, "the end of R here")
-    wait_for(lambda: not sessions_here(r_served), 10, "its directory to go")
+    wait_for(lambda: not is_alive(pid), 30, "the end of R here")
+    wait_for(lambda: not sessions_here(r_served), 30, "its directory to go")
 
 
 def test_objects_cross_between_two_rs_unchanged(prompt):
@@ -313,7 +313,7 @@ def test_the_session_is_ended_on_request(prompt, r_served):
     terminal.type("exit(client.only = FALSE)\r")
     terminal.expect(f"ended `{r_served.name}`")
     assert terminal.expect_end() == 0
-    wait_for(lambda: not any(map(is_alive, r_served.processes)), 10)
+    wait_for(lambda: not any(map(is_alive, r_served.processes)), 30)
 
 
 # --- without R here ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from remoter import _r
 
-pytestmark = pytest.mark.timeout(60)  # each reads or draws some hundred pages, twice
+pytestmark = pytest.mark.timeout(240)  # each reads or draws some hundred pages, twice
 
 DEMOS = {
     "base": ["error.catching", "is.things", "recursion", "scoping"],
@@ -118,7 +118,7 @@ def both(r_program, serve, home, monkeypatch):
 
 def printed(command, directory):
     """What a program prints under each title, to both streams."""
-    ended = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    ended = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
     texts = {}
     for name, data in [("stdout", ended.stdout), ("stderr", ended.stderr)]:
         text = data.decode("utf-8", "backslashreplace")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DECISION = 0.12  # seconds in which the session may say whether input is complete
 NAMES_DEADLINE = 15.0  # seconds for completion, in the background
-SHADOW_DEADLINE = 5.0  # seconds for asking whether the session has a name of its own
+SHADOW_DEADLINE = 15.0  # seconds for asking whether the session has a name of its own
 LOG_LINES = 1000
 
 

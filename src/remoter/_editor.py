@@ -203,6 +203,12 @@ class Editor:
         self._secret: PromptSession[str] = PromptSession(
             history=DummyHistory(), input_processors=[_Unseen()], **common
         )
+        for each in (
+            self._code,
+            self._ask,
+            self._secret,
+        ):  # a slow network is no reason to doubt the terminal
+            each.app.renderer.cpr_not_supported_callback = None
 
     # --- reading -----------------------------------------------------------------------------
 

@@ -104,7 +104,8 @@ class PlainFace:
             # `input()` does not see a Ctrl-C that comes just before it blocks.
             self._owner.paper.put(text)
             while not select.select([sys.stdin], [], [], GLANCE)[0]:
-                pass
+                if self._owner.hung_up:
+                    raise EOFError
             return input()
         except (EOFError, KeyboardInterrupt):
             self._owner.write("\n")  # after the `^C`, or the question
