@@ -15,6 +15,7 @@ from remoter._address import key_to_text
 
 from .conftest import is_alive, wait_for
 from .proxy import Proxy
+from .test_keeper import quiet_port
 from .test_recovery import COUNT, kill_server, memory, numbers
 
 LOOPBACK = "127.0.0.1"
@@ -68,15 +69,15 @@ def test_an_address_that_leads_nowhere_is_a_clear_error(address, port, error, sa
     began = time.monotonic()
     with pytest.raises(error, match=says):
         remoter.connect(address, port, timeout=5)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
 
 
 def test_a_port_where_nobody_answers_is_told_in_time():
-    with socket.create_server((LOOPBACK, 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(remoter.ConnectError, match="nothing listens"):
-        remoter.connect(LOOPBACK, port)
     with contextlib.ExitStack() as stack:
+        deaf = stack.enter_context(socket.socket())  # has the port, so that nobody else has it
+        deaf.bind((LOOPBACK, 0))
+        with pytest.raises(remoter.ConnectError, match="nothing listens"):
+            remoter.connect(LOOPBACK, deaf.getsockname()[1])
         silent = stack.enter_context(socket.create_server((LOOPBACK, 0)))  # takes it and says nothing
         with pytest.raises(remoter.ConnectError, match="says nothing"):
             remoter.connect(LOOPBACK, silent.getsockname()[1], timeout=0.5)
@@ -149,7 +150,8 @@ class Process:
     def start(self):
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         wait_for(
-            lambda: self.process.poll() is not None or listens(self.port), what=f"{self.command[0]} listens"
+            lambda: self.process.poll() is not None or listens(self.port),
+            what=f"{self.command[0]} listens",
         )
         assert self.process.poll() is None, self.process.stderr.read().decode()
 
@@ -168,13 +170,8 @@ def listens(port):
     return False
 
 
-def free_port():
-    with socket.create_server((LOOPBACK, 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def relay(port):
-    here = free_port()
+    here = quiet_port(LOOPBACK)
     words = ["relay", f"{LOOPBACK}:{port}", "--recvport", str(here)]
     return Process([sys.executable, "-m", "remoter", *words], here)
 
@@ -215,7 +212,7 @@ class Ways:
     def ssh(self):
         """The user's own `ssh -L`."""
         ssh_host = self.request.getfixturevalue("ssh_host")
-        here = free_port()
+        here = quiet_port(LOOPBACK)
         words = f"-N -T -o ExitOnForwardFailure=yes -L {LOOPBACK}:{here}:{LOOPBACK}:{self.served.port}"
         process = Process(["ssh", *words.split(), ssh_host().name], here)
         self.stack.callback(process.stop)
@@ -236,17 +233,17 @@ def test_the_same_works_on_every_way_to_a_session(serve, elsewhere, request, way
             assert session.run("input('who? ')").text == "'Ana'"
             assert len(session.run("print('x' * 3_000_000)", quiet=True).stdout) == 3_000_001
             run = session.submit(COUNT.format(n=1000, pause=0.05))
-            assert next(event.text for event in run.events() if event.kind == "stdout") == "0\n"
+            assert next(event.text for event in run.events() if event.kind == "stdout").startswith("0\n")
             assert run.status == "running"
             run.interrupt()
-            assert run.wait(5).status == "interrupted"
+            assert run.wait(15).status == "interrupted"
             run = session.submit(COUNT.format(n=60, pause=0.02))
             next(event for event in run.events() if event.kind == "stdout")
             cut()
             typed = session.submit("'typed when the way had been cut'")
-            assert numbers(run.wait(15).stdout) == list(range(60))
-            assert typed.wait(10).text == "'typed when the way had been cut'"
-            assert session.info.link == "ok"
+            assert numbers(run.wait(20).stdout) == list(range(60))
+            assert typed.wait(15).text == "'typed when the way had been cut'"
+            wait_for(lambda: session.info.link == "ok", what="the link is well")
 
 
 def test_two_strangers_with_keys_of_their_own_work_side_by_side(serve, elsewhere, home, monkeypatch):
@@ -295,7 +292,7 @@ def die_at(steps, password):
     child = os.fork()
     if child == 0:
         left = steps
-        with remoter.connect(host, int(port), password, timeout=15) as session:
+        with remoter.connect(host, int(port), password, timeout=30) as session:
             session.run("1 + 1")
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -314,13 +311,13 @@ def test_a_client_killed_at_any_step_of_its_login_harms_nobody(serve):
     served = serve(runner="plain")
     dying = [sys.executable, "-c", DYING, LOOPBACK, str(served.port), served.password]
     with served.connect() as friend:
-        done = subprocess.run(dying, capture_output=True, text=True, check=True, timeout=18)
+        done = subprocess.run(dying, capture_output=True, text=True, check=True, timeout=50)
         *killed, survived = done.stdout.split()
         assert (set(killed), survived) == ({"-9"}, "0")
         # It is made, attach is sent, attached, the code is sent, events: how many more depends on what comes together.
         assert len(killed) >= 8 + 5
         assert friend.run("6 * 7").text == "42"
-        wait_for(lambda: len(friend.info.clients) == 1, what="the killed ones are known to be gone")
+        wait_for(lambda: len(friend.info.clients) == 1, 30, "the killed ones are known to be gone")
         assert friend.info.server_pid == served.server_pid
 
 
@@ -340,7 +337,7 @@ def test_what_a_killed_client_was_asked_can_be_answered_by_another(serve):
         assert asking.stdout.readline() == "secret? \n"
         assert not friend._pending_asks
         asking.kill()
-        ask = wait_for(lambda: friend._pending_asks, 15, "the question goes to the others")[0]
+        ask = wait_for(lambda: friend._pending_asks, 30, "the question goes to the others")[0]
         friend._answer(ask.run, ask.data["id"], "theirs")
         assert friend.run("answer").text == "'theirs'"
 
@@ -360,7 +357,7 @@ with remoter.connect(sys.argv[1]) as session:
 """
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_who_is_stopped_for_twenty_seconds_goes_on_where_he_was(serve):
     sessions = {who: serve(runner="plain") for who in ("server", "worker", "client")}
     with contextlib.ExitStack() as stack:
@@ -382,7 +379,7 @@ def test_who_is_stopped_for_twenty_seconds_goes_on_where_he_was(serve):
             os.kill(pid, signal.SIGCONT)
         for who, client in clients.items():
             assert client.stdout.readline() == "True 'after'\n", who
-            assert client.wait(10) == 0
+            assert client.wait(15) == 0
         for served in sessions.values():
             assert all(map(is_alive, served.processes))
 
@@ -472,14 +469,14 @@ def test_after_every_accident_of_user_code_the_next_command_works(serve, runner)
     with served.connect(ask=lambda prompt, hidden: "x") as session:
         for name, code in HARMLESS.items():
             try:
-                session.run(f"import os, sys\n{code}", check=False, quiet=True, timeout=5)
+                session.run(f"import os, sys\n{code}", check=False, quiet=True, timeout=15)
                 if name in UNDONE:  # what the user changed on purpose stays until he takes it back
-                    session.run(UNDONE[name], check=False, quiet=True, timeout=5)
+                    session.run(UNDONE[name], check=False, quiet=True, timeout=15)
                 after = session.run(
                     "import sys\n_ = sys.stdout.write('out\\n'); _ = sys.stderr.write('err\\n')\n6 * 7",
                     quiet=True,
                     check=False,
-                    timeout=5,
+                    timeout=15,
                 )
                 printed = "out\n" in after.stdout and "err\n" in after.stderr
                 if (after.status, after.text, printed) != ("ok", "42", True):
@@ -505,7 +502,7 @@ def test_every_death_of_the_interpreter_is_named_and_survived(serve):
     with serve(runner="plain").connect() as session:
         for code, named in DEADLY.items():
             with pytest.raises(remoter.SessionDiedError, match=named):
-                session.run(f"print('before')\n{code}", quiet=True, timeout=10)
+                session.run(f"print('before')\n{code}", quiet=True, timeout=20)
             session.restart()
             assert session.run("6 * 7").text == "42"
 
@@ -517,7 +514,7 @@ def test_a_value_that_hangs_when_it_is_shown_can_be_interrupted(serve, runner):
         run = session.submit(code)
         next(event for event in run.events() if event.kind == "stdout")
         run.interrupt()
-        assert run.wait(5).status in ("interrupted", "error")
+        assert run.wait(15).status in ("interrupted", "error")
         assert session.run("6 * 7").text == "42"
 
 
@@ -534,11 +531,11 @@ while not caught: time.sleep(0.01)
         run = session.submit(code)
         next(event for event in run.events() if event.kind == "stdout")
         run.interrupt()
-        assert run.wait(5).text == "'went on'"
+        assert run.wait(15).text == "'went on'"
         run = session.submit("print('go')\nwhile True: pass")
         next(event for event in run.events() if event.kind == "stdout")
         run.interrupt()
-        assert run.wait(5).status == "interrupted"
+        assert run.wait(15).status == "interrupted"
 
 
 READERS = {
@@ -558,7 +555,7 @@ def test_everything_that_reads_gets_what_the_client_answers(serve, runner):
     with serve(runner=runner).connect(ask=lambda prompt, hidden: next(answers)) as session:
         for code, (given, text) in READERS.items():
             answers = iter(given)
-            assert session.run(code, timeout=5).text == text, code
+            assert session.run(code, timeout=15).text == text, code
 
 
 def test_a_hundred_threads_that_go_on_printing_lose_nothing_and_hinder_nobody(serve):
@@ -575,7 +572,7 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(100)]
     with serve(runner="plain").connect() as session, session.events() as events:
         session.run(code, quiet=True)
         for n in range(10):
-            assert session.run(f"{n} * {n}", quiet=True, timeout=5).text == str(n * n)
+            assert session.run(f"{n} * {n}", quiet=True, timeout=15).text == str(n * n)
         session.run("[t.join() for t in threads]; print('end')", quiet=True)
         text = ""
         while not text.endswith("end\n"):
@@ -586,7 +583,7 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(100)]
 def test_a_million_lines_arrive_and_the_server_stays_small(serve):
     served = serve(runner="plain")
     with served.connect() as session:
-        text = session.run("for i in range(1_000_000): print(i)", quiet=True, timeout=18).stdout
+        text = session.run("for i in range(1_000_000): print(i)", quiet=True, timeout=50).stdout
         assert len(text) == 6_888_890
         assert text.endswith("\n999999\n")
         assert session.run("1").text == "1"
@@ -603,7 +600,7 @@ Picture()
 """
     served = serve(runner="ipython")
     with served.connect() as session:
-        result = session.run(code, quiet=True, timeout=15)
+        result = session.run(code, quiet=True, timeout=45)
         assert "a picture" in result.text + str(result.displays)
         assert session.run("1").text == "1"
     with served.connect() as session, session.events(since=0) as events:
@@ -613,4 +610,4 @@ Picture()
 def test_a_question_too_long_for_any_message_is_cut(serve):
     served = serve(runner="plain")
     with served.connect(ask=lambda prompt, hidden: str(len(prompt) > 0)) as session:
-        assert session.run("input('x' * 80_000_000)", timeout=10).text == "'True'"
+        assert session.run("input('x' * 80_000_000)", timeout=45).text == "'True'"

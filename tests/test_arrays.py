@@ -247,14 +247,14 @@ def test_an_array_crosses_where_nothing_but_numpy_was_imported():
         "print(_values.pack([numpy.arange(3)]).is_pickle, _values.describe(numpy.arange(3)))"
     )
     run = [sys.executable, "-c", program]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=80)
     assert (done.stdout, done.stderr) == ("False ndarray (3,) int64\n", "")
 
 
 def test_a_numpy_that_another_thread_imports_is_waited_for(home):
     (home / "numpy.py").write_text(SLOW)
     run = [sys.executable, "-I", "-c", WAIT, str(home), str(pathlib.Path(_values.__file__))]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=80)
     assert (done.stdout, done.stderr) == ("waits\nwhole\n", "")
 
 

@@ -38,6 +38,7 @@ from remoter._security import KeyPair, new_keys, secure_client_socket
 from .conftest import is_alive, wait_for
 from .proxy import Proxy
 from .test_door import GREETING, HUGE_FRAME, Meddler
+from .test_keeper import quiet_port
 from .test_recovery import memory
 
 LOOPBACK = "127.0.0.1"
@@ -71,7 +72,7 @@ def is_unharmed(served):
     """The first server still runs, and serves a client that comes through the port."""
     assert is_alive(served.server_pid)
     with served.connect_tcp() as session:
-        assert session.run("6 * 7", timeout=5).text == "42"
+        assert session.run("6 * 7", timeout=30).text == "42"
         assert session.info.server_pid == served.server_pid
     assert "Traceback" not in log_of(served)
     return True
@@ -117,20 +118,20 @@ def test_whatever_strangers_say_costs_the_server_nothing(served):
     before = memory(served.server_pid)
     with contextlib.ExitStack() as stack:
         for said in WORDS.values():
-            connection = stack.enter_context(socket.create_connection((LOOPBACK, served.port), 5))
+            connection = stack.enter_context(socket.create_connection((LOOPBACK, served.port), 30))
             connection.settimeout(0.1)
             with contextlib.suppress(OSError):
                 connection.sendall(said)
         assert is_unharmed(served)  # while they all are still there
     assert is_unharmed(served)
-    assert memory(served.server_pid) - before < 15
+    wait_for(lambda: memory(served.server_pid) - before < 15, what="what they said to be forgotten")
 
 
 def test_strangers_cannot_write_lines_of_their_own_into_the_log(served):
     line = "2031-01-01 00:00:00,000 remoter.hello INFO admitted a client"
     for body in [b'{"type":"%s"}', b'{"type":"guess","%s":1}', b'"%s"']:
         frame = body.replace(b"%s", b"x\\n" + line.encode())
-        with socket.create_connection((LOOPBACK, served.port), 5) as connection:
+        with socket.create_connection((LOOPBACK, served.port), 30) as connection:
             connection.sendall(b"REMOTER/1\n" + struct.pack("!H", len(frame)) + frame)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
@@ -140,14 +141,14 @@ def test_strangers_cannot_write_lines_of_their_own_into_the_log(served):
 
 
 def test_programs_that_speak_something_else_are_turned_away(served):
-    browser = http.client.HTTPConnection(LOOPBACK, served.port, timeout=5)
+    browser = http.client.HTTPConnection(LOOPBACK, served.port, timeout=30)
     browser.request("GET", "/")
     answer = browser.getresponse()
     assert (answer.status, b"remoter client" in answer.read()) == (400, True)
     browser.close()
     context = ssl.create_default_context()
     with (
-        socket.create_connection((LOOPBACK, served.port), 5) as plain,
+        socket.create_connection((LOOPBACK, served.port), 30) as plain,
         pytest.raises((ssl.SSLError, OSError)),
     ):
         context.wrap_socket(plain, server_hostname="localhost")
@@ -167,14 +168,15 @@ def test_two_thousand_silent_connections_keep_nobody_out(served, elsewhere):
     half = [b"", b"\xff", GREETING, b"REMOTER/1\n"]
     with contextlib.ExitStack() as stack:
         for number in range(2000):
-            connection = stack.enter_context(socket.create_connection((LOOPBACK, served.port), 5))
+            connection = stack.enter_context(socket.create_connection((LOOPBACK, served.port), 30))
             with contextlib.suppress(OSError):
                 connection.sendall(half[number % 4])
         assert is_unharmed(served)
         elsewhere()
         with remoter.connect(LOOPBACK, served.port, served.password) as session:
             assert session.run("1").text == "1"
-        assert descriptors(served.server_pid) <= before + 3 * (Limits.of_this_process().loopback + 4)
+        most = before + 3 * (Limits.of_this_process().loopback + 4)
+        wait_for(lambda: descriptors(served.server_pid) <= most, what="who was sent away to be gone")
     wait_for(lambda: descriptors(served.server_pid) <= before + 2, what="descriptors are given back")
 
 
@@ -189,7 +191,7 @@ def test_whoever_has_no_password_or_a_wrong_one_is_refused_and_nothing_else_happ
             remoter.connect(LOOPBACK, served.port, password)
     with pytest.raises(remoter.AuthError, match="no password was given"):
         remoter.connect(LOOPBACK, served.port)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # nobody is made to wait longer and longer
     with remoter.connect(LOOPBACK, served.port, served.password) as session:
         assert session.run("1").text == "1"
 
@@ -211,7 +213,7 @@ def test_five_wrong_passwords_end_nothing_and_shut_nobody_out(served, elsewhere)
 
 
 def test_a_stolen_connection_file_opens_the_session_until_it_ends_and_nothing_else(serve, elsewhere, home):
-    served = serve(runner="plain")
+    served = serve(runner="plain", port=quiet_port(LOOPBACK))  # which another session can have later
     other = serve(runner="plain", name="other")
     stolen = _records.record_path(served.record["host"], served.name).read_bytes()
     record = msgspec.json.decode(stolen, type=_records.Record)
@@ -288,7 +290,7 @@ def test_a_server_that_is_swapped_for_another_gets_neither_commands_nor_password
             proxy.target = (LOOPBACK, second.port)
             proxy.cut()
             with pytest.raises(remoter.KeyChangedError) as caught:
-                session.run("leaked = 1", timeout=15)
+                session.run("leaked = 1", timeout=30)
             assert "key" in str(caught.value)
         with pytest.raises(remoter.KeyChangedError):
             remoter.connect(address, None, first.password)
@@ -315,7 +317,7 @@ class Rude:
     def say(self, *frames):
         self.socket.send_multipart(list(frames))
 
-    def hear(self, kind, timeout=8.0):
+    def hear(self, kind, timeout=30.0):
         """The next message of that kind; events are acknowledged."""
         deadline = time.monotonic() + timeout
         while self.socket.poll(max(0, deadline - time.monotonic()) * 1000):
@@ -415,7 +417,7 @@ def test_messages_that_are_none_are_skipped_and_logged(served, rude):
     assert {line[:4] for line in log_of(served).splitlines()} == {time.strftime("%Y")}
     assert len(log_of(served)) < 100_000
     assert is_unharmed(served)
-    assert memory(served.server_pid) - before < 60
+    wait_for(lambda: memory(served.server_pid) - before < 60, what="what was said to be forgotten")
 
 
 def test_messages_with_absurd_contents_harm_nobody(served, rude):
@@ -515,7 +517,7 @@ def test_a_flood_of_messages_from_one_client_does_not_stop_the_others(served):
             assert flood.stdout.readline() == "attached\n"
             with served.connect() as friend:
                 for _ in range(5):
-                    assert friend.run("6 * 7", timeout=5).text == "42"
+                    assert friend.run("6 * 7", timeout=15).text == "42"
             assert memory(served.server_pid) < 150
         finally:
             flood.kill()

@@ -36,6 +36,11 @@ def interrupt_here_when(condition):
     return thread
 
 
+def is_waited_for(run):
+    """Whether it runs, and the thread that runs it here has come to where it waits for the end."""
+    return run.status == "running" and bool(run._waiting)
+
+
 # --- running ---------------------------------------------------------------------------------
 
 
@@ -72,8 +77,9 @@ def test_output_arrives_while_the_run_goes_on(session):
             assert event.text == "first\n"
             break
     assert run.status == "running"
+    wait_for(lambda: session._pending_asks)  # or the answer would be typed into what it started
     run.answer("x")
-    assert run.wait(10).status == "ok"
+    assert run.wait(15).status == "ok"
 
 
 def test_runs_queue_in_order_and_can_be_waited_for_by_several_threads(session):
@@ -81,7 +87,7 @@ def test_runs_queue_in_order_and_can_be_waited_for_by_several_threads(session):
     runs = [session.submit(f"seen.append({i}); len(seen)") for i in range(5)]
     texts = {}
     threads = [
-        threading.Thread(target=lambda i=i, run=run: texts.update({i: run.wait(10).text}))
+        threading.Thread(target=lambda i=i, run=run: texts.update({i: run.wait(15).text}))
         for i, run in enumerate([*runs, *runs])
     ]
     for thread in threads:
@@ -106,11 +112,13 @@ def test_one_session_serves_several_threads_at_once(session):
     assert results == {i: str(2 * i) for i in range(8)}
 
 
-def test_a_timeout_ends_the_waiting_and_not_the_run(session):
+def test_a_timeout_ends_the_waiting_and_not_the_run(session, home):
+    code = f"import os, time\nwhile not os.path.exists({str(home / 'go')!r}): time.sleep(0.01)\n'late'"
     with pytest.raises(remoter.RunTimeoutError) as caught:
-        session.run("import time; time.sleep(0.6); 'late'", timeout=0.2)
+        session.run(code, timeout=0.2)
     assert isinstance(caught.value, TimeoutError)
-    assert caught.value.run.wait(10).text == "'late'"
+    (home / "go").touch()
+    assert caught.value.run.wait(15).text == "'late'"
 
 
 def test_half_characters_and_other_things_that_are_no_code_are_refused_here(session):
@@ -137,7 +145,7 @@ def test_interrupt_ends_the_current_run_of_any_client(served, session):
     wait_for(lambda: run.status == "running")
     with served.connect() as other:
         assert other.interrupt() is True
-    assert run.wait(10).status == "interrupted"
+    assert run.wait(15).status == "interrupted"
     assert session.interrupt() is False
 
 
@@ -145,36 +153,45 @@ def test_a_queued_run_is_cancelled_and_never_runs(session):
     first, second = session.submit(ENDLESS), session.submit("y = 1")
     wait_for(lambda: first.status == "running")
     second.interrupt()
-    assert second.wait(10).status == "cancelled"
+    assert second.wait(15).status == "cancelled"
     first.interrupt()
-    assert first.wait(10).status == "interrupted"
+    assert first.wait(15).status == "interrupted"
     assert session.run("'y' in globals()").text == "False"
 
 
 def test_ctrl_c_interrupts_there_and_raises_here(session):
-    thread = interrupt_here_when(lambda: session._inbox.runs and session._inbox.runs[1].status == "running")
+    thread = interrupt_here_when(
+        lambda: any(is_waited_for(run) for run in list(session._inbox.runs.values()))
+    )
     with pytest.raises(KeyboardInterrupt):
         session.run(ENDLESS)
     thread.join()
     assert session.run("1").text == "1"
 
 
-def test_ctrl_c_gives_up_after_two_seconds_if_the_run_does_not_end(session):
-    stubborn = """
-import time
-end = time.time() + 4
-while time.time() < end:
+def test_ctrl_c_gives_up_after_two_seconds_if_the_run_does_not_end(session, home):
+    go = home / "go"
+    stubborn = f"""
+import os, time
+while not os.path.exists({str(go)!r}):
     try:
         print("inside", flush=True)
-        while time.time() < end: time.sleep(0.05)
+        while not os.path.exists({str(go)!r}): time.sleep(0.05)
     except KeyboardInterrupt: pass
 """
-    runs = session._inbox.runs
-    thread = interrupt_here_when(lambda: 1 in runs and any(e.kind == "stdout" for e in runs[1]._events))
-    began = time.monotonic()
+    runs, pressed = session._inbox.runs, []
+
+    def is_inside():
+        if 1 in runs and is_waited_for(runs[1]) and any(e.kind == "stdout" for e in runs[1]._events):
+            pressed.append(time.monotonic())
+        return pressed
+
+    thread = interrupt_here_when(is_inside)
     with pytest.raises(KeyboardInterrupt):
         session.run(stubborn)
-    assert 1.9 < time.monotonic() - began < 3.8
+    assert time.monotonic() - pressed[0] > 1.9
+    assert runs[1].status == "running"
+    go.touch()
     thread.join()
 
 
@@ -221,7 +238,7 @@ def test_an_ask_can_be_answered_from_elsewhere(session):
     [event] = wait_for(lambda: session._pending_asks)
     assert (event.text, event.run) == ("name? ", run.id)
     run.answer("bob")
-    assert run.wait(10).text == "'bob'"
+    assert run.wait(15).text == "'bob'"
     assert not session._pending_asks
 
 
@@ -240,7 +257,7 @@ def test_questions_are_answered_also_while_a_command_runs(session):
     assert [v.name for v in session.variables() if v.name == "table"] == ["table"]
     assert session.info.busy
     run.interrupt()
-    run.wait(10)
+    run.wait(15)
 
 
 def test_info_tells_what_and_where(served, session):
@@ -336,7 +353,7 @@ def test_shutdown_ends_the_session_and_whoever_waits_in_it(served, session):
         wait_for(lambda: run.status == "running")
         session.shutdown()
         with contextlib.suppress(remoter.LinkLostError):
-            assert run.wait(10).status in ("interrupted", "died")
+            assert run.wait(15).status in ("interrupted", "died")
     wait_for(lambda: not is_alive(served.worker_pid))
     with pytest.raises(remoter.RemoterError):
         session.run("1")
@@ -356,9 +373,13 @@ def test_a_killed_server_comes_back_and_the_run_is_finished_here(served, session
 
 def test_a_submission_while_the_server_is_down_runs_once(served, session):
     session.run("count = 0", quiet=True)
-    os.kill(served.server_pid, signal.SIGKILL)
-    wait_for(lambda: session._link.state.state == "lost")
-    run = session.submit("count += 1\ncount")
+    os.kill(served.keeper_pid, signal.SIGSTOP)  # or the server may be back before we look
+    try:
+        os.kill(served.server_pid, signal.SIGKILL)
+        wait_for(lambda: session._link.state.state == "lost")
+        run = session.submit("count += 1\ncount")
+    finally:
+        os.kill(served.keeper_pid, signal.SIGCONT)
     assert run.wait(15).text == "1"
     assert session.run("count").text == "1"
 
@@ -419,12 +440,10 @@ def test_a_forgotten_session_is_closed(served, session):
 
 def test_a_program_that_just_ends_leaves_no_warning_and_no_client(served, session):
     code = f"import remoter; s = remoter.connect({served.name!r}); e = s.events(); s.submit('1'); s.run('2')"
-    began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True
+        [sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - began < 10
     wait_for(lambda: len(session.info.clients) == 1)
 
 
@@ -438,7 +457,7 @@ def test_without_a_session_the_error_says_how_to_start_one():
 
 
 def test_a_session_is_started_on_demand_and_ended():
-    with remoter.connect(start=True, timeout=15) as session:
+    with remoter.connect(start=True, timeout=30) as session:
         assert session.run("1 + 1").text == "2"
         assert session._greeting == "session `main` on this machine"
         session.shutdown()
@@ -503,7 +522,7 @@ def test_a_person_is_asked_for_the_password_until_it_is_right(served, stranger):
         asked.append((prompt, hidden))
         return next(answers)
 
-    with open_session(stranger, ask_person=person, timeout=15) as session:
+    with open_session(stranger, ask_person=person, timeout=30) as session:
         assert session.run("1").text == "1"
     first, second = asked
     assert first == (f"password of `{stranger}`: ", True)
@@ -524,7 +543,7 @@ def test_a_server_that_does_not_know_the_password_is_not_given_a_second_guess(se
 
 
 def test_a_login_that_waits_for_its_turn_says_so(served, stranger, capsys):
-    for _ in range(2):
+    for _ in range(3):  # the next has its turn in 4 s
         with pytest.raises(remoter.AuthError, match="wrong password"):
             remoter.connect(stranger, password="wrong")
     remoter.connect(stranger, password=served.password).close()
@@ -548,7 +567,7 @@ def test_another_loopback_address_than_that_of_my_session_is_refused_at_once(ser
     began = time.monotonic()
     with pytest.raises(remoter.ConnectError, match=r"\[::1\]"):
         remoter.connect(f"[::1]:{served.port}")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9  # not the 10 s that it may wait for an answer
     with remoter.connect(f"localhost:{served.port}") as session:
         assert session.is_secure
 
@@ -606,6 +625,6 @@ def test_a_secure_session_refuses_an_insecure_client(served):
 def test_a_session_that_is_just_ending_is_started_anew(served):
     with served.connect() as session:
         session.shutdown()
-    with remoter.connect(served.name, start=True, timeout=20) as session:
+    with remoter.connect(served.name, start=True, timeout=40) as session:
         assert session.run("6 * 7").text == "42"
         session.shutdown()

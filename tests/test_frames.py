@@ -589,7 +589,7 @@ def test_the_files_alone_are_enough_and_load_only_what_the_object_needs(home: Pa
     for name in ("_values.py", "_arrays.py", "_frames.py", "_arrow.py"):
         shutil.copy(folder / name, home)
     command = [sys.executable, "-I", "-W", "error", "-c", BY_PATH, str(home / "_values.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=80)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [",a,b", "0,1,x", "1,2,", ""]
 

@@ -440,7 +440,7 @@ def test_a_file_size_limit_is_borne_like_a_full_disk(directory):
         journal.close()
         """
     )
-    subprocess.run([sys.executable, "-c", program, str(directory)], check=True, timeout=15)
+    subprocess.run([sys.executable, "-c", program, str(directory)], check=True, timeout=80)
     events = list(Archive(directory).events())
     assert_contiguous(events, 0, 103)
     about = [event.data["about"] for event in events if event.kind == "notice"]

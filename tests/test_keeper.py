@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ SERVER = textwrap.dedent(
     if configuration.get("fail"):
         print("last words", file=sys.stderr)
         sys.exit(3)
-    say({"ready": {"server_pid": os.getpid()}})
+    say({"ready": {"server_pid": os.getpid(), "port": configuration["port"]}})
     heard, readers = [], [keeper, *listeners]
     while True:
         for ready in select.select(readers, [], [])[0]:
@@ -78,6 +79,7 @@ class Started:
         script.write_text(SERVER)
         self.wish = {
             "name": None,
+            "port": 0,
             "listen": ["127.0.0.1"],
             "password": "otter-lamp-nine",
             "server_argv": [sys.executable, "-I", str(script)],
@@ -86,12 +88,12 @@ class Started:
         self.ready = launch(self.wish, attach_log=False)
         self.keeper = self.ready["keeper_pid"]
         self.directory = Path(self.ready["run_directory"])
-        self.port = self.wish["port"]
+        self.port = self.ready["port"]
         self.pids = {self.keeper, self.ready["server_pid"]}
 
     def ask(self, word=None):
         """What the server of now knows; a word that is a dictionary it says to the keeper first."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=15) as client:
             client.sendall(json.dumps(word).encode() + b"\n")
             told = json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
         self.pids.add(told["pid"])
@@ -119,7 +121,7 @@ class Started:
         wait_for(lambda: not any(map(is_alive, self.pids)))
 
 
-def wait_for(condition, timeout=10.0):
+def wait_for(condition, timeout=30.0):
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited too long"
@@ -152,7 +154,7 @@ def start(home):
     started = []
 
     def begin(**options):
-        started.append(Started(home, **{"port": free_port(), **options}))
+        started.append(Started(home, **options))
         return started[-1]
 
     yield begin
@@ -169,12 +171,6 @@ def quiet_port(*addresses):
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
                 stack.enter_context(socket.create_server((address, port), family=family))
             return port
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # --- the server ------------------------------------------------------------------------------
@@ -328,8 +324,9 @@ signal.pause()
     child = int(wait_for(lambda: read_nowait(out)))
     os.close(out)
     session.pids.add(child)
-    os.kill(session.ask()["pid"], signal.SIGTERM)
+    server = session.ask()["pid"]
     began = time.monotonic()
+    os.kill(server, signal.SIGTERM)
     wait_for(lambda: is_clean(session, home))
     assert time.monotonic() - began > 2  # it had its time
 
@@ -351,15 +348,22 @@ def test_sigterm_while_the_server_is_down_ends_the_worker(start, home):
     wait_for(lambda: is_clean(session, home))
 
 
-def test_a_server_that_fails_again_and_again_is_tried_later_and_later(start):
+def test_a_server_that_fails_again_and_again_is_tried_later_and_later(start, home):
     session = start()
     script = Path(session.wish["server_argv"][-1])
-    good = script.read_text()
-    script.write_text("import sys; sys.exit(1)")
+    fails_thrice = textwrap.dedent(
+        f"""
+        import os, sys
+        tries = os.open({str(home / "tries")!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(tries, b"x")
+        if os.fstat(tries).st_size <= 3:
+            sys.exit(1)
+        os.close(tries)
+        """
+    )
+    script.write_text(fails_thrice + script.read_text())
     os.kill(session.ready["server_pid"], signal.SIGKILL)
     log = session.directory / "server.log"
-    wait_for(lambda: "starting it again in 1.0 s" in log.read_text())
-    script.write_text(good)
     session.ask()
     delays = [line.partition(" in ")[2] for line in log.read_text().splitlines() if "again" in line]
     assert delays == ["", "0.1 s", "0.5 s", "1.0 s"]
@@ -385,7 +389,7 @@ def test_a_server_that_dies_before_it_is_ready_is_not_started_again(start, home)
 
 
 def test_a_server_that_is_never_ready_is_an_error_that_says_so(start, home, monkeypatch):
-    monkeypatch.setattr(_keeper, "START_TIMEOUT", 0.5)
+    monkeypatch.setattr(_keeper, "START_TIMEOUT", 3.0)  # the keeper itself has to begin in that time
     silent = [sys.executable, "-I", "-c", "import signal; signal.pause()"]
     with pytest.raises(RemoterError, match="did not start within") as caught:
         start(server_argv=silent)
@@ -406,7 +410,7 @@ def test_the_log_can_go_to_the_launcher_s_own_stderr(home):
             print(error.message)
         """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
     assert done.stdout == "the server ended before it was ready\n"
     assert "seen here" in done.stderr
 
@@ -462,15 +466,21 @@ def test_two_starters_at_once_never_get_the_same_name(runtime):
         os.close(lock)
 
 
-def test_one_who_only_looks_whether_a_session_lives_does_not_take_its_name(runtime):
+def test_one_who_only_looks_whether_a_session_lives_does_not_take_its_name(runtime, monkeypatch):
     directory, lock = claim(runtime, "seen")
     os.close(lock)
     looking = os.open(directory / "lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
-    timer = threading.Timer(0.015, os.close, [looking])
-    timer.start()
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            os.close(looking)
+
+    monkeypatch.setattr(_keeper, "time", types.SimpleNamespace(**{**vars(time), "sleep": pause}))
     _, lock = claim(runtime, "seen")
-    timer.join()
+    assert len(pauses) == 3
     os.close(lock)
 
 
@@ -537,7 +547,7 @@ def test_port_0_is_a_free_one_from_the_private_range(listeners):
 
 
 def test_without_a_port_55555_is_taken_or_a_free_one(listeners, monkeypatch):
-    monkeypatch.setattr(_keeper, "USUAL_PORT", free_port())
+    monkeypatch.setattr(_keeper, "USUAL_PORT", quiet_port("127.0.0.1"))
     assert listeners(["127.0.0.1"], None) == [("127.0.0.1", _keeper.USUAL_PORT)]
     (_, port), *_ = listeners(["127.0.0.1"], None)
     assert 49152 <= port <= 65535

@@ -130,7 +130,6 @@ else:
 """
 
 
-@pytest.mark.timeout(60)
 def test_R_finds_all_that_comes_back_identical(r_program, tmp_path):
     """Nearly 300 values, in three forms of R's serialization, and without any library."""
     command = [r_program, "--vanilla", "--no-echo", "-f", str(HERE / "r_values.R"), "--args", str(tmp_path)]

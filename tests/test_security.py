@@ -88,7 +88,7 @@ def test_processes_that_make_keys_together_get_the_same(home):
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    assert len({process.communicate(timeout=15)[0] for process in started}) == 1
+    assert len({process.communicate(timeout=60)[0] for process in started}) == 1
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
@@ -127,6 +127,7 @@ def test_the_published_keys_are_a_pair():
     assert zmq.curve_public(INSECURE_KEYS.secret.encode()).decode() == INSECURE_KEYS.public
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_only_keys_are_keys(text):
     assert not is_key(text) or len(text) == 40
@@ -212,7 +213,7 @@ def talk(keyring, client, server, expected):
         user = None
         with sockets(zap, router, dealer, monitor):
             for _ in range(10):
-                ready = dict(poller.poll(3000))
+                ready = dict(poller.poll(5000))
                 if zap in ready:
                     answer_zap(zap, keyring)
                 if monitor in ready:
@@ -250,7 +251,7 @@ def test_without_anyone_who_admits_nobody_is_admitted(home):
         monitor = dealer.get_monitor_socket(HANDSHAKE)
         dealer.connect(router.last_endpoint.decode())
         with sockets(router, dealer, monitor):
-            assert monitor.poll(5000)
+            assert monitor.poll(30_000)
             event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
             assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
 
@@ -266,7 +267,7 @@ def test_odd_questions_about_keys_are_answered_no_or_not_at_all(frames):
         asker.connect("inproc://odd")
         with sockets(zap, asker):
             asker.send_multipart([b"", *frames])
-            assert zap.poll(2000)
+            assert zap.poll(30_000)
             answer_zap(zap, keyring)
             if asker.poll(0):
                 assert asker.recv_multipart()[3] == b"400"
@@ -370,7 +371,7 @@ def test_stretching_gives_what_it_always_gave():
 def test_passwords_can_be_stretched_side_by_side():
     with ThreadPoolExecutor(3) as pool:
         made = [pool.submit(stretch, "p", b"0123456789abcdef") for _ in range(3)]
-        assert len({one.result(timeout=15) for one in made}) == 1
+        assert len({one.result(timeout=60) for one in made}) == 1
 
 
 def test_an_empty_password_is_refused():
@@ -427,7 +428,7 @@ def hello(tmp_path_factory):
 
 def told(hello, said):
     line = FakeLine(said)
-    asyncio.run(asyncio.wait_for(hello.answer(line, "192.0.2.1"), 5))
+    asyncio.run(asyncio.wait_for(hello.answer(line, "192.0.2.1"), 30))
     return line.told
 
 
@@ -471,6 +472,7 @@ def test_deeply_nested_json_ends_the_dialogue(hello):
     assert told(hello, GREETING + struct.pack("!H", len(body)) + body).count(b'"type"') == 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 65535))
 def test_only_short_frames_are_taken(length):
     if 0 < length <= 4096:
@@ -530,18 +532,19 @@ def test_quiet_minutes_forgive():
 
 def test_who_waits_is_told_for_how_long_and_then_has_its_turn():
     async def play():
-        turns, said = Turns(), []
+        clock, said = Clock(), []
+        turns = Turns(clock=clock)
 
         async def tell(seconds):
             said.append(seconds)
+            clock.now += seconds
 
         await turns.take("192.0.2.1", tell)
         assert said == []
-        await asyncio.wait_for(turns.take("192.0.2.1", tell), 5)
+        await asyncio.wait_for(turns.take("192.0.2.1", tell), 30)
         return said
 
-    (seconds,) = asyncio.run(play())
-    assert 0.5 < seconds <= 1.1
+    assert asyncio.run(play()) == [1.0]
 
 
 def test_a_crowd_behind_one_address_does_not_delay_another():
@@ -549,7 +552,7 @@ def test_a_crowd_behind_one_address_does_not_delay_another():
         turns = Turns(rate=100.0, burst=1.0)
         crowd = [asyncio.ensure_future(turns.take("192.0.2.1", nothing)) for _ in range(200)]
         await asyncio.sleep(0)
-        await asyncio.wait_for(turns.take("192.0.2.2", nothing), 2)
+        await asyncio.wait_for(turns.take("192.0.2.2", nothing), 30)
         done = sum(task.done() for task in crowd)
         for task in crowd:
             task.cancel()
@@ -563,7 +566,7 @@ def test_a_crowd_behind_one_address_does_not_delay_another():
 
 def test_one_network_of_ipv6_is_one_guesser():
     async def play():
-        turns = Turns()
+        turns = Turns(clock=Clock())
         await turns.take("2001:db8::1", nothing)
         return (
             turns.seconds_until("2001:db8::ffff"),
@@ -572,7 +575,7 @@ def test_one_network_of_ipv6_is_one_guesser():
         )
 
     same, other, link = asyncio.run(play())
-    assert same > 0.5
+    assert same == 1
     assert other == link == 0
 
 

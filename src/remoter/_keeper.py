@@ -172,7 +172,7 @@ def _lock(directory: Path) -> int | None:
     from . import _config
 
     path = directory / "lock"
-    for _ in range(100):
+    for _ in range(1000):
         try:
             _config.private_directory(directory)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -381,7 +381,7 @@ def _ways_around(host: str) -> list[str]:
 def _mechanism(host: str, port: int) -> str:
     """What a ZeroMQ socket says of its security: 11 bytes are asked, 64 answered, the name at 12 to 31."""
     said = b""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1) as connection:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5) as connection:
         connection.sendall(b"\xff" + bytes(7) + b"\x01\x7f\x03")
         while len(said) < 64 and (data := connection.recv(64 - len(said))):
             said += data
