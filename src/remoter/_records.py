@@ -179,7 +179,7 @@ def record_here(name: str) -> Record | None:
     return None
 
 
-def restore_records(patience: float = 10.0) -> bool:
+def restore_records(patience: float = 2.0) -> bool:
     """Have live sessions on this machine whose connection file was removed write it again.
 
     Their keepers do so when they are signalled. Waits `patience` seconds at most for the files.
