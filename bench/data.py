@@ -110,6 +110,7 @@ def move(mover, direction, value, cost, look):
     with memory.Growth({"client": [os.getpid()], **mover.processes}) as growth:
         began = time.perf_counter()
         got = mover.pull() if direction == "pull" else mover.push(value)
+        samples.read_once(got)
         seconds = time.perf_counter() - began
     if look and direction == "pull":
         assert samples.is_same(got, value), type(mover).__name__

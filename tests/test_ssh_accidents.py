@@ -864,7 +864,9 @@ if child == 0:
     except remoter.RemoterError as error:
         say(error.id)
     session.close()
-    os.read(read_end, 1)
+    if not os.read(read_end, 1):  # its parent was killed; it lives on until it is told
+        sys.stdin.readline()
+        sys.exit()
     with remoter.connect(sys.argv[1]) as own:
         say(own.run("6 * 7").text)
     sys.exit()

@@ -104,13 +104,25 @@ def loop_thread() -> LoopThread:
         return _threads[-1]
 
 
-def _renew_lock() -> None:
+_wires: dict[int, int] = {}
+"""The descriptors of connected sockets, which only libzmq has, and their inodes: a number may stand for another file by now."""
+
+
+def _begin_child() -> None:
+    """In a forked child: the other end must not take us for its client when that has ended."""
     global _threads_lock
     _threads_lock = threading.Lock()
+    for descriptor, inode in list(_wires.items()):
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_ino == inode:
+                nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                os.dup2(nowhere, descriptor, inheritable=False)  # the copied context believes that it has it
+                os.close(nowhere)
+    _wires.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 # --- one connection --------------------------------------------------------------------------
@@ -154,8 +166,10 @@ class Connection:
         self.attached_at: float | None = None
         self.attach_sent = False
         self.is_closed = False
+        self.wire = (-1, 0)
         self.socket = secure_client_socket(thread.context, place.keys, place.server_public)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILURES)
+        told = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILURES
+        self.monitor = self.socket.get_monitor_socket(told)
         self.descriptors = [self.socket.fileno(), self.monitor.fileno()]
         self.loop.add_reader(self.descriptors[0], self._readable)
         self.loop.add_reader(self.descriptors[1], self._observe)
@@ -210,7 +224,11 @@ class Connection:
             except zmq.Again:
                 return
             event, value = report["event"], report["value"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event == zmq.EVENT_CONNECTED:
+                with contextlib.suppress(OSError):
+                    self.wire = value, os.fstat(value).st_ino
+                    _wires[value] = self.wire[1]
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.attach_sent = True
                 self.send(self.user.attach_message())
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -246,6 +264,8 @@ class Connection:
         if self.is_closed:
             return
         self.is_closed = True
+        if self.wire in _wires.items():
+            del _wires[self.wire[0]]
         self.expiry.cancel()
         for descriptor in self.descriptors:
             self.loop.remove_reader(descriptor)
