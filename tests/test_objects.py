@@ -18,7 +18,8 @@ import remoter
 from remoter import NameNotFoundError, RunError, TransferError, _values
 from remoter._objects import map_file
 from remoter._pieces import MemorySource
-from remoter._steps import FileHere
+from remoter._steps import FileHere, as_step
+from remoter._transfer import Carrier
 
 from .proxy import Proxy
 from .waiting import wait_for
@@ -99,7 +100,7 @@ def test_where_there_is_no_memory_to_map_they_are_sent(fast, monkeypatch):
         raise OSError(24, "too many open files")
 
     monkeypatch.setattr(os, "memfd_create", refuse)
-    monkeypatch.setattr("remoter._objects.mmap.mmap", refuse)
+    monkeypatch.setattr(_values, "open_memory", refuse)
     fast.push("x", BIG_HERE)
     assert np.array_equal(fast.pull("x"), BIG_HERE)
 
@@ -118,6 +119,10 @@ def test_a_file_that_is_not_the_one_that_was_meant_is_not_mapped(fast, tmp_path)
         for wrong in ({"inode": 1}, {"device": 1}, {"size": size + 1}, {"pid": 1}, {"descriptor": 9999}):
             assert map_file(FileHere(**{**here, **wrong}), size) is None
         assert map_file(FileHere(**here), size) is not None
+        with pytest.raises(TransferError, match="not understood"):
+            as_step({**here, "lead": -10}, FileHere)
+        with pytest.raises(_values.ValuesError, match="makes no sense"):
+            _values.Layout('{"value":{"bytes":0}}', [size + 1]).adopt(map_file(FileHere(**here), size))
 
         tree = '{"value":{"bytes":0}}'
         for wrong in ({"inode": 1}, {"size": 1, "pid": 1 << 40}, {"descriptor": -1}):
@@ -130,6 +135,48 @@ def test_a_file_that_is_not_the_one_that_was_meant_is_not_mapped(fast, tmp_path)
         with pytest.raises(TransferError, match="not understood"):
             fast._link.step(os.urandom(8).hex(), "push", {**question, "file": "/etc/passwd"}).result(30)
     assert "x" not in fast
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are sent")
+def test_small_objects_that_are_kept_keep_no_descriptors(fast):
+    fast.run("import numpy as np; small = np.arange(20_000.0)")
+    fast.pull("small"), fast.push("x0", BIG_HERE[:20_000])
+    count = "import os; len(os.listdir('/proc/self/fd'))"
+    before, there = len(os.listdir("/proc/self/fd")), int(fast.run(count).text)
+    kept = [fast.pull("small") for _ in range(20)]
+    for number in range(20):
+        fast.push(f"x{number}", kept[number])
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+    assert int(fast.run(count).text) < there + 10
+    assert all(array[-1] == 19_999 for array in kept)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are sent")
+def test_a_pull_that_is_cancelled_while_it_is_copied_keeps_nobody_from_his_answer(serve):
+    served = serve(runner="plain")
+    with served.connect() as one, served.connect() as two:
+        one.run(BIG + "; big = np.tile(big, 4)")
+        for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.03):
+            transfer = one.pull("big", background=True)
+            time.sleep(delay)
+            asked = two._link.query("info", "", 0)
+            transfer.cancel()
+            assert "nothing" not in two and asked.result(10)
+    assert "Traceback" not in (served.directory / "server.log").read_text()
+
+
+def test_a_push_whose_answer_is_lost_is_bound_once(fast, monkeypatch):
+    """The step is asked again, as after a loss of the connection."""
+    step = Carrier.step
+
+    def twice(carrier, what, data, **how):
+        answer = step(carrier, what, data, **how)
+        return step(carrier, what, data, **how) if what == "push" else answer
+
+    monkeypatch.setattr(Carrier, "step", twice)
+    for value in (1, BIG_HERE):
+        fast.run("globals().pop('x', None)")
+        assert fast.push("x", value, overwrite=False).replaced is None
 
 
 def test_an_array_goes_whole_and_says_what_it_replaced(fast):

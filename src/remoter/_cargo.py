@@ -258,10 +258,10 @@ class Cargo:
             return
 
         def copied(answer: dict[str, Any] | RemoterError) -> None:
-            parcel.seal()
             if isinstance(answer, RemoterError) or transfer.is_over:
                 parcel.close()  # it goes through the dock, if at all
             else:
+                parcel.seal()
                 offer["file"] = msgspec.to_builtins(parcel.where())
             settle(offer)
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import keyword
-import mmap
 import os
 import pickletools
-import stat
 import sys
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from . import _values
@@ -182,21 +179,12 @@ def pull(
 def map_file(file: FileHere, size: int) -> memoryview | None:
     """The bytes where the server has them, in memory of ours as soon as we write to it; None: they cannot be read.
 
-    The file is one of this user and just the one that is meant: process numbers mean nothing
-    across containers.
+    See `_values.open_memory`.
     """
-    path = Path(f"/proc/{file.pid}/fd/{file.descriptor}")
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            is_meant = (status.st_dev, status.st_ino, status.st_size) == (file.device, file.inode, file.size)
-            is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_nlink
-            if is_meant and is_ours and file.lead + size == file.size:
-                mapped = mmap.mmap(descriptor, file.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-                return memoryview(mapped)[file.lead :]
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        if file.lead + size == file.size:
+            memory = _values.open_memory(file.pid, file.descriptor, file.device, file.inode, file.size)
+            return memory[file.lead :]
     return None
 
 
@@ -282,10 +270,12 @@ def _push_file(
     """Have the session map the object from memory of ours; None: it cannot, or there is no such memory."""
     if not hasattr(os, "memfd_create"):
         return None
+    import fcntl
+
     starts, end = _values.places(question["sizes"])
     try:
         _values.afford(end, "what crosses")
-        descriptor = os.memfd_create("remoter", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("remoter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except ValuesError as error:
         raise as_error(error) from None
     except OSError:
@@ -296,6 +286,9 @@ def _push_file(
             for offset in range(0, view.nbytes, PIECE):
                 carrier.check()
                 _write_all(descriptor, view[offset : offset + PIECE], start + offset)
+        fcntl.fcntl(
+            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        )
         status = os.fstat(descriptor)
         file = FileHere(
             pid=os.getpid(),

@@ -177,7 +177,7 @@ class FileHere(msgspec.Struct):
     device: int
     inode: int
     size: Size
-    lead: int
+    lead: Size
 
 
 class ObjectOffer(_Step):

@@ -31,6 +31,7 @@ import asyncio
 import codecs
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -46,6 +47,8 @@ import msgspec
 from .._messages import Submit
 from .._workers import worker_command
 from .processes import is_gone
+
+log = logging.getLogger("remoter.engine")
 
 HEADER = struct.Struct("!II")
 READ_SIZE = 128 * 1024
@@ -421,7 +424,7 @@ class Engine:
     def _reply(self, _: Connection | None, frame: dict[str, Any], __: dict[str, bytes]) -> None:
         answered = self.questions.pop(frame.get("id", 0), None)
         if answered is not None:
-            answered(frame)
+            _tell(answered, frame)
 
     def _lost(self, connection: Connection) -> None:
         if connection is self.control:
@@ -430,7 +433,7 @@ class Engine:
             self.side = None
             questions, self.questions = self.questions, {}
             for answered in questions.values():
-                answered({"error": "the interpreter is gone"})
+                _tell(answered, {"error": "the interpreter is gone"})
             streams, self.awaited_streams = self.awaited_streams, {}
             for connected in streams.values():
                 connected(None)
@@ -561,3 +564,11 @@ class Engine:
             stream.close()
         os.close(self.interrupts)
         os.close(self.input)
+
+
+def _tell(answered: Callable[[dict[str, Any]], None], frame: dict[str, Any]) -> None:
+    """Pass an answer on; a mistake of ours must not keep others from theirs."""
+    try:
+        answered(frame)
+    except Exception:
+        log.exception("an answer was not taken")

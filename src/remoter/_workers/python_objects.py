@@ -18,7 +18,6 @@ import base64
 import collections
 import difflib
 import importlib.util
-import mmap
 import os
 import socket
 import sys
@@ -121,26 +120,16 @@ class Arrival:
             buffer[:] = data[place : place + buffer.nbytes]
             place += buffer.nbytes
 
-    def take_file(self, file):
+    def take_file(self, file, open_memory):
         """Map the open file of a client on this machine; ours are the pages that we write to."""
-        end = self.layout.end
+        place = [file[key] for key in ("pid", "descriptor", "device", "inode")]
         try:
-            descriptor = os.open(
-                "/proc/%d/fd/%d" % (file["pid"], file["descriptor"]), os.O_RDONLY | os.O_CLOEXEC
-            )
-            try:
-                status = os.fstat(descriptor)
-                found = (status.st_dev, status.st_ino, status.st_size, status.st_uid, status.st_nlink)
-                if found != (file["device"], file["inode"], end, os.geteuid(), 0):
-                    raise OSError("that is another file")
-                mapped = mmap.mmap(descriptor, end, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-            finally:
-                os.close(descriptor)
-        except (OSError, ValueError) as error:
+            memory = open_memory(*place, self.layout.end)
+        except (OSError, ValueError, OverflowError) as error:
             raise Refusal(
                 "TransferError", "the file cannot be seen from here", str(error), kind="far"
             ) from None
-        self.layout.adopt(memoryview(mapped))
+        self.layout.adopt(memory)
 
 
 def fill(connection, view):
@@ -270,6 +259,7 @@ class Objects:
         """Write the object to a file that whoever asked for it maps: each buffer at its place there."""
         offer = self.offer_of(question)
         starts, end = self.values.places(offer.answer["sizes"])
+        self.values.afford(end, "what crosses")
         descriptor = os.open(question["path"], os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, end)
@@ -328,6 +318,9 @@ class Objects:
 
     def receive(self, question):
         transfer = question["transfer"]
+        with self.lock:
+            if transfer in self.bound:  # the answer was lost
+                return self.bound[transfer]
         question["name"] = self.values.check_name(question["name"])
         self.check_target(question["name"], question.get("overwrite", True))
         self.their_cloudpickle = question.get("cloudpickle")
@@ -337,7 +330,7 @@ class Objects:
         if "inline" in question or "file" in question:
             try:
                 if "file" in question:
-                    arrival.take_file(question["file"])
+                    arrival.take_file(question["file"], self.values.open_memory)
                 else:
                     arrival.take_inline(base64.b64decode(question["inline"]))
             except BaseException:
