@@ -79,18 +79,22 @@ class OursByPort(Ours):
         self.session.close()
 
 
-class OursInto(OursByPort):
-    """The same, into an array that is there already."""
+class OursInto:
+    """The same by the unix socket, into an array that is there already."""
 
+    receiver = "worker"
     directions = ("pull",)
     has_memory = True
 
     def __init__(self, other, into):
-        super().__init__(other)
-        self.into = into
+        self.other, self.into, self.processes = other, into, other.processes
+        self.make, self.forget, self.trim = other.make, other.forget, other.trim
 
     def pull(self):
-        return self.session.pull("x", into=self.into, progress=False)
+        return self.other.session.pull("x", into=self.into, progress=False)
+
+    def close(self):
+        """Nothing is its own."""
 
 
 class Dask:

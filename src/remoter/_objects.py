@@ -154,7 +154,9 @@ def pull(
     Raises:
         NameNotFoundError, TransferError: it did not cross.
     """
-    question = {"name": name, "pickle": allow_pickle, "here": is_near}
+    # Who gives memory for something large wants no second copy of it, not even for a moment.
+    is_mapped = is_near and _bytes_in(into) < _values.MAPPED
+    question = {"name": name, "pickle": allow_pickle, "here": is_mapped}
     while True:
         offer: ObjectOffer = as_step(carrier.step("pull", question), ObjectOffer)
         mapped = map_file(offer.file, _values.places(offer.sizes)[1]) if offer.file is not None else None
@@ -174,6 +176,15 @@ def pull(
             continue
         value = sink.value()
         return _converted(value, format) if format is not None else value
+
+
+def _bytes_in(into: Any) -> int:
+    """Bytes of the memory that is to be filled; whether it is any is looked at later."""
+    try:
+        return memoryview(into).nbytes
+    except (TypeError, ValueError, BufferError):  # numpy's dates, for one, show no memory
+        size = getattr(into, "nbytes", 0)
+        return size if isinstance(size, int) else 0
 
 
 def map_file(file: FileHere, size: int) -> memoryview | None:
