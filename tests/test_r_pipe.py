@@ -260,6 +260,16 @@ def inspected(session, name):
     return ""
 
 
+def test_an_empty_line_on_stderr_after_an_interrupt_is_one(session):
+    run = session.submit("cat('go\\n'); Sys.sleep(60)")
+    printed(run.events(), "go\n")
+    run.interrupt()
+    assert run.wait(60).stderr == ""
+    session.run("Sys.sleep(0.6)")
+    result = session.run("message(''); cat('on\\n')", quiet=True)
+    assert (result.stdout, result.stderr) == ("on\n", "\n")
+
+
 def test_questions_about_the_session_are_answered_also_while_it_is_busy(session):
     session.run("numbers <- 1:3; frame <- data.frame(column = 1)", quiet=True)
     # An R that takes long over the first of its kind is not waited for: who wants to know asks again.

@@ -615,10 +615,10 @@ class Layout:
             into: as in `allocate`; then they are copied.
         """
         reader = self._reader
-        starts, _ = places(reader.sizes)  # up to `end`
-        found = [memory[start : start + size] for start, size in zip(starts, reader.sizes)]
-        if len(memory) != self.end:
+        starts, end = places(reader.sizes)
+        if len(memory) != end:
             _refuse("there are more or fewer bytes than it says")
+        found = [memory[start : start + size] for start, size in zip(starts, reader.sizes)]
         if into is not None:
             for view, here in zip(self.allocate(into), found):
                 view[:] = here
@@ -759,7 +759,7 @@ class Reader:
         self.makers: dict[int, Callable[[int], tuple[Any, memoryview]]] = {}
         self.owners: dict[int, Any] = {}
         self.views: list[memoryview] = []
-        self.is_late = False  # the tree came after memory had been taken, so that is plain memory
+        self.is_late = False  # memory was there before the tree was read, so that is plain memory
         self.extra = 0  # bytes that building takes beyond the buffers
         self._pieces: list[tuple[int, int]] = []
         self._claimed: set[int] = set()

@@ -46,9 +46,7 @@ class REngine(Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.temporary: Path | None = None
-        self.pending: int | None = (
-            None  # where R notes, in its memory, an interrupt that it is still to act on
-        )
+        self.pending: int | None = None  # where in its memory R notes an interrupt that it is still to act on
         self.number = self.presses = 0
         self.variables: dict[str, Any] = {}
         self.listed = 0.0

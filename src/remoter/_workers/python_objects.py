@@ -143,8 +143,6 @@ def fill(connection, view):
 class Objects:
     """Answers the questions about objects that cross. `names` gives the user's namespace."""
 
-    WHAT = ("pack", "send", "copy", "receive", "bind", "drop", "find", "remove")
-
     def __init__(self, worker, here):
         self.worker = worker
         folder = os.path.dirname(os.path.dirname(os.path.abspath(here)))

@@ -320,10 +320,10 @@ class Console:
     def may_end_interrupt(self):
         """Whether this may be the line that R ends on stderr when it is interrupted: not output, whatever else comes from
         the other pipe meanwhile."""
-        return (
-            not self.held.strip(b"\n")
-            and clock() - max(self.worker.signalled, self.worker.announced) < ENDING
-        )
+        worker = self.worker
+        interrupted = max(worker.signalled, worker.announced)
+        longest = ENDING if interrupted >= worker.begun else HEED_TIME  # it was the run before
+        return not self.held.strip(b"\n") and clock() - interrupted < longest
 
     def may_be_prompt_or_question(self):
         return self.may_be_prompt() or self.may_be_question() or self.may_be_top()
@@ -502,6 +502,7 @@ class Worker:
         self.was_deaf = False  # R had a program run in its place a moment ago, which gets the interrupts
         self.was_interrupted = False  # in the expression that was evaluated last
         self.signalled = self.announced = 0.0  # when an interrupt's signal came last, and its number
+        self.begun = 0.0  # when the run began
         self.menu_prompt = "Selection: "  # in R's language
         self.refusals = 0  # questions in a row to which there was no answer
         self.has_given_up = False  # of a browser that there was none for
@@ -852,7 +853,7 @@ class Worker:
         self.interrupts.forget(number - 1)
         self.interrupts.read()
         self.run = run
-        started = stopwatch()
+        started, self.begun = stopwatch(), clock()
         try:
             if self.is_interrupted():
                 self.interrupted()
